@@ -1,0 +1,206 @@
+"""Settings: one frozen object, built once from a preset and a notebook's parameters.
+
+The defaults are the paper's. A preset (``notebooks/presets/*.yaml``) changes some of them, a
+notebook's parameters cell changes some of those, and whatever is unknown or out of range is
+refused in one line that names the value and the choices.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = ROOT / "notebooks" / "presets"
+SYNTHETIC = "synthetic"
+
+
+class InputError(ValueError):
+    """What a user gave cannot be used; the text is one line with the value and the choices."""
+
+
+def choose(name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """``value`` if it is among the choices, else InputError."""
+    if value not in choices:
+        listed = ", ".join(map(str, choices))
+        raise InputError(f"{name} {value!r} is unknown; choose from {listed}")
+    return value
+
+
+def _one_of(default: str, *choices: str) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+def _whole(default: int | None, low: int, high: int | None = None) -> Any:
+    return field(default=default, metadata={"type": int, "low": low, "high": high})
+
+
+def _real(default: float, low: float, high: float | None = None, *, above: bool = False) -> Any:
+    """A real number in [low, high], or in (low, high] with ``above``."""
+    return field(
+        default=default, metadata={"type": float, "low": low, "high": high, "above": above}
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run's result, and where and how it is computed."""
+
+    # what is trained, on what
+    preset: str = "demo"
+    corpus: str = SYNTHETIC  # "synthetic", or a folder of audio, or a CSV manifest
+    attack: str = _one_of("none", "none", "fgsm", "pgd", "deepfool")  # adversarial training's
+    seed: int = _whole(0, 0)
+    # the embedded corpus's size
+    speakers: int = _whole(68, 2, 68)
+    clips: int = _whole(9365, 28, 9365)
+    # federation
+    rounds: int = _whole(300, 1)
+    strategy: str = _one_of("FedAvg", "FedAvg", "FedAdam")
+    split: str = _one_of("speaker_dependent", "speaker_dependent", "speaker_independent")
+    client_state: str = _one_of("keep", "keep", "reset")  # a client's Adam state across rounds
+    min_replies: float = _real(
+        1.0, 0, 1, above=True
+    )  # share of clients without which a round fails
+    # a client's training
+    local_epochs: int = _whole(1, 1)
+    batch_size: int = _whole(8, 1)
+    learning_rate: float = _real(1e-3, 0, above=True)
+    alpha: float = _real(0.5, 0, 1)  # Eq. 5: weight of the original half's loss
+    width: float = _real(1.0, 1 / 64, 4)  # VGG-15's channels, as a share of the paper's
+    # the attacks, in training and evaluation alike; epsilon in standardised log-Mel units
+    epsilon: float = _real(0.05, 0, above=True)  # L-inf radius of FGSM and PGD
+    step_size: float = _real(0.01, 0, above=True)  # PGD's, per step
+    steps: int = _whole(5, 1)  # of PGD and DeepFool
+    overshoot: float = _real(0.02, 0)  # DeepFool's zeta, Eq. 3
+    # randomisation
+    resize: str = _one_of("bilinear", "bilinear", "nearest")
+    # evaluation
+    eval_every: int = _whole(10, 1)  # rounds
+    # how and where it is computed; these do not change what is computed
+    checkpoint_every: int | None = _whole(None, 1)  # rounds; None: at each evaluation
+    precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto: bf16 where it is fast
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
+    outputs: str = str(ROOT / "outputs")
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
+        if self.corpus != SYNTHETIC and not Path(self.corpus).expanduser().exists():
+            raise InputError(
+                f"corpus {self.corpus!r} does not exist; "
+                f"give {SYNTHETIC!r}, a folder of audio, or a CSV manifest"
+            )
+        if self.clips < 7 * 2 * 2 or self.clips < self.speakers:
+            raise InputError(f"clips {self.clips} is too few for speakers {self.speakers}")
+
+    @property
+    def study(self) -> str:
+        """A study is the runs on one corpus with one preset; this is its folder's name."""
+        if self.corpus == SYNTHETIC:
+            return self.preset
+        path = Path(self.corpus).expanduser().resolve()
+        return f"{self.preset}-{path.stem if path.is_file() else path.name}"
+
+    @property
+    def model(self) -> str:
+        """What the model is called in tables: nature, or the attack it was trained with."""
+        return "nature" if self.attack == "none" else self.attack
+
+    @property
+    def folder(self) -> Path:
+        """``outputs/<study>``: the study's tables and figures."""
+        return Path(self.outputs) / self.study
+
+    def values(self) -> dict[str, Any]:
+        """The settings as plain values, for a run's config.json."""
+        return dataclasses.asdict(self)
+
+
+HOW = ("checkpoint_every", "device", "outputs")  # settings that do not change the result
+WHO = ("attack", "seed")  # settings that tell the runs of one study apart
+
+
+def _checked(spec: dataclasses.Field, value: Any) -> Any:
+    """The value in its own type. Raises InputError naming the setting, the value, the range."""
+    meta, name = spec.metadata, spec.name
+    if "choices" in meta:
+        return choose(name, value, meta["choices"])
+    if "type" not in meta:
+        if not isinstance(value, str) or not value:
+            raise InputError(f"{name} {value!r} must be a text")
+        return value
+    if value is None and spec.default is None:
+        return None
+    kind, low, high = meta["type"], meta["low"], meta["high"]
+    word = "a whole number" if kind is int else "a number"
+    sign = ">" if meta.get("above") else ">="
+    span = f"{sign} {low:g}" + (f" and <= {high:g}" if high is not None else "")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (
+        not number
+        or (kind is int and int(value) != value)
+        or not (value > low if meta.get("above") else value >= low)
+        or not value <= (float("inf") if high is None else high)
+        or value == float("inf")
+    ):
+        raise InputError(f"{name} {value!r} must be {word} {span}")
+    return kind(value)
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_settings(preset: str | None = None, **parameters: Any) -> Settings:
+    """The preset's settings, with the parameters that are not None in their place.
+
+    Raises InputError for an unknown preset or parameter, and for a value out of range.
+    """
+    preset = choose("preset", "demo" if preset is None else preset, preset_names())
+    values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()) or {}
+    given = {name: value for name, value in parameters.items() if value is not None}
+    known = sorted(spec.name for spec in dataclasses.fields(Settings))
+    for name in [*values, *given]:
+        choose("parameter", name, known)
+    return Settings(**(values | given | {"preset": preset}))
+
+
+def notebook_settings(namespace: Mapping[str, Any]) -> Settings:
+    """The settings of a notebook: its parameters cell and what papermill put after it.
+
+    namespace: the notebook's ``globals()``. papermill lets a misspelt name pass with a warning,
+    so every name assigned in an injected cell must also stand in the notebook's own parameters
+    cell (both start with ``# Parameters``). Raises SystemExit, in one line, for anything refused.
+    """
+    cells = [source for source in namespace["In"] if source.startswith("# Parameters")]
+    own, injected = _assigned(cells[0]), _assigned("\n".join(cells))
+    with refusals():
+        for name in sorted(injected - own):
+            choose("parameter", name, sorted(own))
+        return load_settings(**{name: namespace[name] for name in own})
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Inside a notebook: turn an InputError into a one-line SystemExit."""
+    try:
+        yield
+    except InputError as error:
+        raise SystemExit(str(error)) from None
+
+
+def _assigned(source: str) -> set[str]:
+    """Names assigned at the top level of a cell."""
+    names: set[str] = set()
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {t.id for t in targets if isinstance(t, ast.Name)}
+    return names

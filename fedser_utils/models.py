@@ -1,0 +1,86 @@
+"""VGG-15, the paper's network (section 6.2, Fig. 3)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # layers, channels
+
+
+class VGG15(nn.Module):
+    """Five blocks of 3x3 convolutions (no bias), each with batch normalisation and ReLU, a 2x2
+    max pooling after each block, global average pooling, a layer of 256 with ReLU, and the
+    logits (no softmax). At width 1 and 7 classes: 14,850,887 parameters.
+
+    width: factor on all channels and on the hidden layer.
+    """
+
+    def __init__(self, num_classes: int = 7, *, width: float = 1.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 1
+        for depth, full in BLOCKS:
+            for _ in range(depth):
+                out = max(1, round(full * width))
+                layers += [
+                    nn.Conv2d(channels, out, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(out),
+                    nn.ReLU(inplace=True),
+                ]
+                channels = out
+            layers.append(nn.MaxPool2d(2))
+        hidden = max(1, round(256 * width))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, 1, frames, mels), standardised log-Mel, 32 x 32 at least; the paper's are
+        373 x 64, and 380 x 66 when randomised. Returns logits (batch, num_classes)."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def build(num_classes: int, *, width: float, generator: torch.Generator) -> VGG15:
+    """A VGG-15 in channels_last whose initial weights depend on ``generator`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        model = VGG15(num_classes, width=width)
+    return model.to(memory_format=torch.channels_last)
+
+
+def folded(model: VGG15) -> nn.Module:
+    """A frozen evaluation copy with the batch normalisation folded into the convolutions.
+
+    It computes the same logits, up to rounding, in less time, and its parameters ask for no
+    gradients: what an attack needs. ``model`` is not changed.
+    """
+    frozen = copy.deepcopy(model).eval()
+    layers: list[nn.Module] = []
+    for layer in frozen.features:
+        if isinstance(layer, nn.BatchNorm2d):
+            layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
+        else:
+            layers.append(layer)
+    frozen.features = nn.Sequential(*layers)
+    return frozen.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def state_arrays(model: nn.Module) -> dict[str, Tensor]:
+    """What a client and the server exchange: parameters and batch-norm statistics, detached.
+    BN's counters of batches are left out; with a fixed momentum nothing reads them."""
+    return {k: v.detach() for k, v in model.state_dict().items() if v.is_floating_point()}
+
+
+def load_arrays(model: nn.Module, arrays: dict[str, Tensor]) -> nn.Module:
+    """Put ``state_arrays`` back, in place. Raises RuntimeError if a name or shape is wrong."""
+    missing, unexpected = model.load_state_dict(arrays, strict=False)
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise RuntimeError(f"weights lack {missing} and have unknown {unexpected}")
+    return model

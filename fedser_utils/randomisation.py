@@ -1,0 +1,109 @@
+"""The defence at inference: random resize and pad (paper, section 5.3; Xie et al., 2018).
+
+Resizing along one axis is a matrix product, so a whole batch, each clip with its own draw, is
+``rows @ x @ columns`` with no loop, on any device, and differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedser_utils.config import choose
+
+RESIZE_MODES = ("bilinear", "nearest")
+
+
+class Draw(NamedTuple):
+    """One draw per clip. size, offset: (batch, 2) int64, frames and mels."""
+
+    size: Tensor
+    offset: Tensor
+
+
+class Randomise(nn.Module):
+    """Enlarge to (W', H'), then pad to (W'', H''), at random, afresh for every clip.
+
+    frames, mels: half-open ranges of W' and H'; padded: (W'', H''); value: of the padding, in
+    standardised log-Mel; mode: bilinear or nearest. Defaults are the paper's.
+    """
+
+    def __init__(
+        self,
+        *,
+        frames: tuple[int, int] = (373, 380),
+        mels: tuple[int, int] = (64, 66),
+        padded: tuple[int, int] = (380, 66),
+        value: float = 0.5,
+        mode: str = "bilinear",
+    ) -> None:
+        super().__init__()
+        for (low, high), most in zip((frames, mels), padded, strict=True):
+            if not 0 < low < high <= most + 1:
+                raise ValueError(f"sizes in [{low}, {high}) do not fit the padded size {most}")
+        self.ranges, self.padded, self.value = (frames, mels), padded, value
+        self.mode = choose("resize", mode, RESIZE_MODES)
+
+    def draw(self, batch: int, generator: torch.Generator) -> Draw:
+        """Sizes and offsets, uniform, for ``batch`` clips; on the generator's device."""
+        sizes, offsets = [], []
+        for (low, high), most in zip(self.ranges, self.padded, strict=True):
+            options = {"generator": generator, "device": generator.device}
+            size = torch.randint(low, high, (batch,), **options)
+            room = torch.rand(batch, dtype=torch.float64, **options)
+            sizes.append(size)
+            offsets.append((room * (most - size + 1)).long())
+        return Draw(torch.stack(sizes, 1), torch.stack(offsets, 1))
+
+    def forward(self, x: Tensor, draw: Draw) -> Tensor:
+        """x: (batch, 1, frames, mels). Returns (batch, 1, W'', H'')."""
+        axes = [
+            _axis(x.shape[2 + i], self.padded[i], draw.size[:, i], draw.offset[:, i], self.mode, x)
+            for i in (0, 1)
+        ]
+        rows, columns = axes
+        inside = rows.sum(2).unsqueeze(2) * columns.sum(2).unsqueeze(1)
+        image = rows @ x.squeeze(1) @ columns.transpose(1, 2)
+        return (image + self.value * (1 - inside)).unsqueeze(1)
+
+
+def _axis(
+    length: int, padded: int, size: Tensor, offset: Tensor, mode: str, like: Tensor
+) -> Tensor:
+    """(batch, padded, length): each row's weights on the input, zero in the padding.
+
+    Pixel centres as in torch's interpolate with align_corners=False.
+    """
+    size, offset = size.to(like.device)[:, None], offset.to(like.device)[:, None]
+    position = torch.arange(padded, device=like.device)[None] - offset
+    inside = (position >= 0) & (position < size)
+    scale = length / size.double()
+    if mode == "nearest":
+        low = (position * scale).floor().long().clamp(0, length - 1)
+        high, share = low, torch.zeros_like(scale * position)
+    else:
+        source = ((position + 0.5) * scale - 0.5).clamp(0, length - 1)
+        low = source.floor().long()
+        high, share = (low + 1).clamp(max=length - 1), source - low
+    weights = torch.zeros(*position.shape, length, dtype=like.dtype, device=like.device)
+    weights.scatter_add_(2, low[..., None], (inside * (1 - share))[..., None].to(like.dtype))
+    return weights.scatter_add_(2, high[..., None], (inside * share)[..., None].to(like.dtype))
+
+
+class RandomisedModel(nn.Module):
+    """A model behind the randomisation: every call draws anew from ``generator``.
+
+    model: logits of (batch, 1, W'', H''). Returns logits (batch, classes).
+    """
+
+    def __init__(
+        self, model: Callable[[Tensor], Tensor], randomise: Randomise, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.model, self.randomise, self.generator = model, randomise, generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(self.randomise(x, self.randomise.draw(len(x), self.generator)))

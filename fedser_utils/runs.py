@@ -1,0 +1,274 @@
+"""A run is a folder: settings, rounds, predictions, weights, checkpoints. No pickle anywhere.
+
+Everything is written beside its place and renamed, so a reader or a crash never meets half a
+file. A checkpoint is a folder of safetensors files with a manifest of their SHA-256; the newest
+two are kept, and a damaged one is refused with its reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+from fedser_utils.config import HOW, ROOT, WHO, InputError, Settings
+
+log = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray]
+PREDICTIONS = ["run", "model", "round", "attack", "condition", "draw", "clip", "speaker"]
+PREDICTIONS += ["y_true", "y_pred"]
+_PACKAGES = ("torch", "torchaudio", "flwr", "numpy", "pandas", "scikit-learn", "soundfile")
+
+
+class CheckpointError(RuntimeError):
+    """No usable checkpoint where there should be one."""
+
+
+class RunBusyError(RuntimeError):
+    """Another process is writing this run."""
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path to write to, beside ``path``; renamed to it when all went well."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder. config: what its config.json holds."""
+
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last round was reached and its model written."""
+        return (self.folder / "model.safetensors").exists()
+
+    def table(self, name: str) -> pd.DataFrame:
+        """predictions, clips (parquet) or rounds, rejected (CSV); empty if not yet written."""
+        for path, read in (
+            (self.folder / f"{name}.parquet", pd.read_parquet),
+            (self.folder / f"{name}.csv", pd.read_csv),
+        ):
+            if path.exists():
+                return read(path)
+        return pd.DataFrame()
+
+    def write(self, name: str, table: pd.DataFrame) -> None:
+        """name: with its ending, .csv or .parquet."""
+        write_table(self.folder / name, table)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV or parquet file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as partial:
+        if path.suffix == ".parquet":
+            table.to_parquet(partial, index=False)
+        else:
+            table.to_csv(partial, index=False)
+
+
+def setting_digest(settings: Mapping[str, Any], fingerprint: str) -> str:
+    """Digest of everything two runs of one study must share to be compared: all settings that
+    change a result, except which model and which seed it is, and the corpus's content."""
+    left_out = {*HOW, *WHO, "corpus"}
+    shared = {k: v for k, v in settings.items() if k not in left_out} | {"corpus": fingerprint}
+    text = json.dumps(shared, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def open_run(settings: Settings, fingerprint: str, **facts: Any) -> Run:
+    """The run of these settings on this corpus: found again, or started with its config.json.
+
+    fingerprint: of the corpus's content. facts: further entries for config.json, e.g. device.
+    """
+    digest = setting_digest(settings.values(), fingerprint)
+    name = f"{settings.study}-{settings.model}-s{settings.seed}-{digest}"
+    folder = Path(settings.outputs) / name
+    path = folder / "config.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "run": name,
+            "study": settings.study,
+            "model": settings.model,
+            "setting": digest,
+            "fingerprint": fingerprint,
+            "settings": settings.values(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {p: importlib.metadata.version(p) for p in _PACKAGES}
+            | {"python": platform.python_version()},
+            "commit": _commit(),
+            **facts,
+        }
+        with atomic(path) as partial:
+            partial.write_text(json.dumps(config, indent=2) + "\n")
+    return Run(folder, json.loads(path.read_text()))
+
+
+def find_runs(outputs: str | Path, study: str) -> list[Run]:
+    """All runs of a study, oldest first."""
+    configs = (json.loads(path.read_text()) for path in Path(outputs).glob("*/config.json"))
+    chosen = [c for c in configs if c["study"] == study]
+    return [Run(Path(outputs) / c["run"], c) for c in sorted(chosen, key=lambda c: c["started"])]
+
+
+def study_runs(outputs: str | Path, study: str, *, like: Mapping[str, Any]) -> list[Run]:
+    """The complete runs of a study that can stand in one table.
+
+    Runs that differ in more than model and seed are not mixed: if there are several such groups,
+    the one with the settings ``like`` is taken. Raises InputError where none is complete, or no
+    group has those settings.
+    """
+    runs = [run for run in find_runs(outputs, study) if run.complete]
+    if not runs:
+        raise InputError(f"study {study!r} has no complete run in {outputs}; run 02 first")
+    groups = {run.config["setting"] for run in runs}
+    if len(groups) > 1:
+        wanted = {
+            run.config["setting"]
+            for run in runs
+            if setting_digest(like, run.config["fingerprint"]) == run.config["setting"]
+        }
+        if len(wanted) != 1:
+            listed = ", ".join(run.id for run in runs)
+            raise InputError(f"study {study!r} holds runs with different settings: {listed}")
+        log.warning("%d groups of runs in study %s; using %s", len(groups), study, *wanted)
+        groups = wanted
+    return [run for run in runs if run.config["setting"] in groups]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run's lock; it goes with the process, however that ends."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunBusyError(f"run {folder.name} is being written by another process") from None
+        yield
+
+
+def save_model(run: Run, weights: Arrays, **metadata: str) -> None:
+    """Write ``model.safetensors``; its presence says that the run is complete."""
+    with atomic(run.folder / "model.safetensors") as partial:
+        save_file(weights, partial, metadata=metadata)
+
+
+def load_model(run: Run) -> Arrays:
+    """The arrays of ``model.safetensors``."""
+    return load_file(run.folder / "model.safetensors")
+
+
+# -- checkpoints -----------------------------------------------------------------------------
+
+
+def save_checkpoint(folder: Path, round_number: int, parts: Mapping[str, Arrays]) -> None:
+    """Save the state after ``round_number``. folder: the run's ``checkpoint``; parts: file name
+    without ending -> arrays. Keeps this checkpoint and the one before it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".partial-*"):
+        shutil.rmtree(stale)
+    partial, final = folder / f".partial-{os.getpid()}", folder / f"round-{round_number:06d}"
+    partial.mkdir()
+    digests = {}
+    for name, arrays in parts.items():
+        path = partial / f"{name}.safetensors"
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+        digests[path.name] = _sha256(path)
+    manifest = {"round": round_number, "sha256": digests}
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    for path in (*partial.iterdir(), partial):
+        _fsync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    _fsync(folder)
+    for old in sorted(folder.glob("round-*"))[:-2]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Arrays]] | None:
+    """Round and parts of the newest sound checkpoint; None if none was ever saved.
+
+    Raises CheckpointError, with every reason, if there are checkpoints and none is sound.
+    """
+    reasons = []
+    for path in sorted(folder.glob("round-*"), reverse=True):
+        try:
+            return _load_checked(path)
+        except (OSError, ValueError, KeyError) as error:
+            reasons.append(f"{path.name}: {error}")
+            log.warning("checkpoint refused: %s", reasons[-1])
+    if reasons:
+        raise CheckpointError(
+            f"no sound checkpoint in {folder} ({'; '.join(reasons)}); "
+            f"remove the run's folder to start anew"
+        )
+    return None
+
+
+def _load_checked(path: Path) -> tuple[int, dict[str, Arrays]]:
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, digest in manifest["sha256"].items():
+        if _sha256(path / name) != digest:
+            raise ValueError(f"{name} does not match its checksum")
+    parts = {
+        name.removesuffix(".safetensors"): load_file(path / name) for name in manifest["sha256"]
+    }
+    return manifest["round"], parts
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _commit() -> str:
+    """The repository's commit, with "+" if the work tree differs; "unknown" outside git."""
+    try:
+        options = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+        head = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], **options).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if dirty else "")

@@ -1,0 +1,119 @@
+"""One client's share of a round: local epochs on original, or on half adversarial, clips.
+
+Adversarial training as in the paper's section 5.2: at the start of a round a random half of the
+client's clips is attacked with the model it received, and the loss weighs the two halves (Eq. 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fedser_utils.models import VGG15, folded, load_arrays, state_arrays
+
+Arrays = dict[str, Tensor]
+Attack = Callable[..., Tensor]
+
+
+class Update(NamedTuple):
+    """What a client's round yields. weights: as ``models.state_arrays``; optimiser: Adam's
+    moments and step per parameter, for the client's next round; loss: mean over the clips."""
+
+    weights: Arrays
+    optimiser: Arrays
+    loss: float
+
+
+def client_update(
+    model: VGG15,
+    weights: Arrays,
+    x: Tensor,
+    y: Tensor,
+    *,
+    generator: torch.Generator,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    optimiser: Arrays | None = None,
+    attack: Attack | None = None,
+    alpha: float = 0.5,
+    bf16: bool = False,
+) -> Update:
+    """Train ``weights`` on one client's clips.
+
+    model: a workspace of the right shape; its content is overwritten. x: (n, 1, frames, mels)
+    standardised log-Mel and y: (n,) labels, n >= 1. optimiser: what the client's last round
+    returned, or None for a fresh Adam. attack: ``(model, x, y) -> x_adv``, or None for natural
+    training; alpha: weight of the original clips' loss in Eq. 5.
+
+    Neither ``weights`` nor ``optimiser`` nor ``x`` is changed.
+    """
+    load_arrays(model, weights)
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    attacked = order[: len(x) // 2] if attack else order[:0]
+    original = order[len(attacked) :]
+    if len(attacked):
+        x = x.clone()
+        x[attacked] = attack(folded(model), x[attacked], y[attacked])
+    adam = torch.optim.Adam(model.parameters(), learning_rate, fused=True)
+    if optimiser:
+        _restore(adam, model, optimiser)
+    model.train()
+    total, seen = 0.0, 0
+    for _ in range(epochs):
+        for clean, adversarial in _batches(original, attacked, batch_size, generator):
+            batch = torch.cat([clean, adversarial])
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+                logits = model(x[batch])
+            losses = cross_entropy(logits.float(), y[batch], reduction="none")
+            loss = mixed_loss(losses[: len(clean)], losses[len(clean) :], alpha=alpha)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            total, seen = total + losses.detach().sum(), seen + len(batch)
+    model.eval()
+    arrays = {name: value.clone() for name, value in state_arrays(model).items()}
+    return Update(arrays, _state(adam, model), float(total) / seen)
+
+
+def mixed_loss(original: Tensor, adversarial: Tensor, *, alpha: float) -> Tensor:
+    """Eq. 5: alpha x mean(original) + (1 - alpha) x mean(adversarial), of per-clip losses; with
+    one kind only, its mean."""
+    if not len(adversarial):
+        return original.mean()
+    if not len(original):
+        return adversarial.mean()
+    return alpha * original.mean() + (1 - alpha) * adversarial.mean()
+
+
+def _batches(
+    original: Tensor, attacked: Tensor, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffle both kinds and deal them evenly over ``ceil(n / batch_size)`` batches."""
+    count = -(-(len(original) + len(attacked)) // batch_size)
+    dealt = []
+    for kind in (original, attacked):
+        shuffled = kind[torch.randperm(len(kind), generator=generator).to(kind.device)]
+        dealt.append(shuffled.tensor_split(count))
+    yield from zip(*dealt, strict=True)
+
+
+def _state(adam: torch.optim.Adam, model: VGG15) -> Arrays:
+    """Adam's state with readable names, e.g. ``exp_avg/classifier.0.bias``."""
+    return {
+        f"{key}/{name}": value.detach().clone()
+        for name, parameter in model.named_parameters()
+        for key, value in adam.state[parameter].items()
+    }
+
+
+def _restore(adam: torch.optim.Adam, model: VGG15, arrays: Arrays) -> None:
+    for name, parameter in model.named_parameters():
+        adam.state[parameter] = {
+            key: arrays[f"{key}/{name}"].to(parameter.device).clone()
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
