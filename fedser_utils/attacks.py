@@ -136,3 +136,15 @@ def configured(
         "deepfool": {"steps": steps, "overshoot": overshoot},
     }
     return partial(ATTACKS[choose("attack", name, sorted(ATTACKS))], **own[name])
+
+
+def perceptibility(x: Tensor, adversarial: Tensor) -> dict[str, float]:
+    """How large a perturbation is, averaged over the clips: its L2 and L-inf norm in the units
+    of x, and the ratio of the energies of x and of the perturbation in dB."""
+    delta = (adversarial - x).flatten(1)
+    ratio = x.flatten(1).square().sum(1) / delta.square().sum(1).clamp(min=_TINY)
+    return {
+        "l2": delta.norm(dim=1).mean().item(),
+        "linf": delta.abs().amax(1).mean().item(),
+        "snr_db": (10 * ratio.log10()).mean().item(),
+    }

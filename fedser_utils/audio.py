@@ -26,7 +26,7 @@ _FLAC_RATES = {1: 88_200, 2: 176_400, 3: 192_000, 4: 8_000, 5: 16_000, 6: 22_050
 _FLAC_RATES |= {8: 32_000, 9: 44_100, 10: 48_000, 11: 96_000}
 
 
-class BadClip(ValueError):
+class BadClipError(ValueError):
     """A clip that must not enter an experiment; its text is the reason."""
 
 
@@ -43,23 +43,23 @@ class Clip:
 def read(path: str | Path) -> Clip:
     """Decode, check, mix down and resample one file.
 
-    Raises BadClip when the file cannot be read, is empty or silent, holds NaN or infinity, or
+    Raises BadClipError when the file cannot be read, is empty or silent, holds NaN or infinity, or
     contradicts its own header.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise BadClip(f"cannot be opened: {error.strerror}") from error
+        raise BadClipError(f"cannot be opened: {error.strerror}") from error
     if not data:
-        raise BadClip("empty file")
+        raise BadClipError("empty file")
     samples, rate = _decode(data)
     mono = samples.mean(axis=1)
     if not len(mono):
-        raise BadClip("empty: no samples")
+        raise BadClipError("empty: no samples")
     if not np.isfinite(mono).all():
-        raise BadClip("holds NaN or infinite samples")
+        raise BadClipError("holds NaN or infinite samples")
     if np.ptp(mono) < SILENCE:
-        raise BadClip("silent")
+        raise BadClipError("silent")
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     return Clip(soxr.resample(mono, rate, SAMPLE_RATE), len(mono) / rate, digest)
 
@@ -76,11 +76,11 @@ def _decode(data: bytes) -> tuple[np.ndarray, int]:
             else:
                 samples = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise BadClip(f"cannot be decoded: {error.error_string.strip()}") from error
+        raise BadClipError(f"cannot be decoded: {error.error_string.strip()}") from error
     if rate not in RATES:
-        raise BadClip(f"header claims an impossible rate of {rate} Hz")
+        raise BadClipError(f"header claims an impossible rate of {rate} Hz")
     if len(samples) != announced:
-        raise BadClip(f"header announces {announced} samples, {len(samples)} decoded")
+        raise BadClipError(f"header announces {announced} samples, {len(samples)} decoded")
     if data[:4] == b"RIFF":
         _check_wav(data)
     return samples, rate
@@ -96,16 +96,18 @@ def _check_wav(data: bytes) -> None:
             tag, channels, rate, byte_rate, block, bits = struct.unpack_from("<HHIIHH", data, body)
             plain = tag in (1, 3, 0xFFFE)  # PCM, float, extensible: fixed bytes per sample
             if plain and (block != channels * ((bits + 7) // 8) or byte_rate != rate * block):
-                raise BadClip(f"header contradicts itself: {rate} Hz, {byte_rate} bytes/s")
+                raise BadClipError(f"header contradicts itself: {rate} Hz, {byte_rate} bytes/s")
         if name == b"data":
             found = True
             streamed = size >= 0x7FFFFFFF  # written to a pipe: the length was never known
             if not streamed and body + size > len(data):
-                raise BadClip(f"header announces {size} bytes of audio, {len(data) - body} present")
+                raise BadClipError(
+                    f"header announces {size} bytes of audio, {len(data) - body} present"
+                )
             break
         position = body + size + size % 2
     if not found:
-        raise BadClip("header has no data chunk")
+        raise BadClipError("header has no data chunk")
 
 
 def _check_flac(data: bytes, samples: np.ndarray, rate: int, subtype: str) -> None:
@@ -119,12 +121,14 @@ def _check_flac(data: bytes, samples: np.ndarray, rate: int, subtype: str) -> No
         if kind & 0x80:
             break
     if info is None or len(info) < 34:
-        raise BadClip("header has no stream information")
+        raise BadClipError("header has no stream information")
     frame_rate = _FLAC_RATES.get(data[position + 2] & 0x0F) if position + 2 < len(data) else None
     if frame_rate not in (None, rate):
-        raise BadClip(f"header claims {rate} Hz, its frames {frame_rate} Hz")
+        raise BadClipError(f"header claims {rate} Hz, its frames {frame_rate} Hz")
     width = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}.get(subtype)
     if width and any(info[18:34]):
         little = np.ascontiguousarray(samples).astype("<i4").view(np.uint8).reshape(-1, 4)
         if hashlib.md5(little[:, 4 - width :].tobytes()).digest() != info[18:34]:
-            raise BadClip(f"the {len(samples)} decoded samples contradict the header's checksum")
+            raise BadClipError(
+                f"the {len(samples)} decoded samples contradict the header's checksum"
+            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,20 +140,27 @@ def _checked(spec: dataclasses.Field, value: Any) -> Any:
         return value
     if value is None and spec.default is None:
         return None
-    kind, low, high = meta["type"], meta["low"], meta["high"]
-    word = "a whole number" if kind is int else "a number"
-    sign = ">" if meta.get("above") else ">="
-    span = f"{sign} {low:g}" + (f" and <= {high:g}" if high is not None else "")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if (
-        not number
-        or (kind is int and int(value) != value)
-        or not (value > low if meta.get("above") else value >= low)
-        or not value <= (float("inf") if high is None else high)
-        or value == float("inf")
-    ):
+    return number(name, value, **meta)
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    type: type = int,
+    low: float = 1,
+    high: float | None = None,
+    above: bool = False,
+) -> Any:
+    """``value`` as a finite number of ``type`` from ``low`` (or, with ``above``, above it) to
+    ``high``, else InputError."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
+    fits = fits and (type is float or int(value) == value)
+    if not fits or value < low or (above and value == low) or (high is not None and value > high):
+        word = "a whole number" if type is int else "a number"
+        span = f"{'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high else "")
         raise InputError(f"{name} {value!r} must be {word} {span}")
-    return kind(value)
+    return type(value)
 
 
 def preset_names() -> list[str]:
@@ -173,19 +181,24 @@ def load_settings(preset: str | None = None, **parameters: Any) -> Settings:
     return Settings(**(values | given | {"preset": preset}))
 
 
-def notebook_settings(namespace: Mapping[str, Any]) -> Settings:
+def notebook_settings(namespace: Mapping[str, Any], *, own: Sequence[str] = ()) -> Settings:
     """The settings of a notebook: its parameters cell and what papermill put after it.
 
-    namespace: the notebook's ``globals()``. papermill lets a misspelt name pass with a warning,
-    so every name assigned in an injected cell must also stand in the notebook's own parameters
-    cell (both start with ``# Parameters``). Raises SystemExit, in one line, for anything refused.
+    namespace: the notebook's ``globals()``; own: parameters of this notebook alone, which it
+    checks itself. papermill lets a misspelt name pass with a warning, so every name assigned in
+    an injected cell must also stand in the notebook's own parameters cell (both start with
+    ``# Parameters``). Also lets the package's log messages appear in the notebook.
+
+    Raises SystemExit, in one line, for anything refused.
     """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fedser_utils").setLevel(logging.INFO)
     cells = [source for source in namespace["In"] if source.startswith("# Parameters")]
-    own, injected = _assigned(cells[0]), _assigned("\n".join(cells))
+    allowed, injected = _assigned(cells[0]), _assigned("\n".join(cells))
     with refusals():
-        for name in sorted(injected - own):
-            choose("parameter", name, sorted(own))
-        return load_settings(**{name: namespace[name] for name in own})
+        for name in sorted(injected - allowed):
+            choose("parameter", name, sorted(allowed))
+        return load_settings(**{name: namespace[name] for name in allowed - set(own)})
 
 
 @contextmanager

@@ -81,8 +81,8 @@ READERS = {
         Reader(
             "emodb",
             r"(?P<speaker>\d\d)[ab]\d\d(?P<emotion>[WLEAFTN])[a-z]?",
-            dict(W="anger", L="boredom", E="disgust", A="fear", F="happiness", T="sadness")
-            | {"N": "neutral"},
+            {"W": "anger", "L": "boredom", "E": "disgust", "A": "fear"}
+            | {"F": "happiness", "T": "sadness", "N": "neutral"},
             gender=lambda speaker: "m" if speaker in _EMODB_MEN else "f",
         ),
         Reader(
@@ -226,7 +226,7 @@ def _decode(table: pd.DataFrame, base: Path) -> tuple[pd.DataFrame, pd.DataFrame
     def inspect(name: str) -> tuple[float | None, str]:
         try:
             clip = audio.read(base / name)
-        except audio.BadClip as error:
+        except audio.BadClipError as error:
             return None, str(error)
         return clip.seconds, clip.digest
 

@@ -7,6 +7,7 @@ randomisation: a non-adaptive protocol.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 
@@ -15,9 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedser_utils.metrics import conditions
+from fedser_utils.attacks import predictions
+from fedser_utils.metrics import conditions, uar
 from fedser_utils.models import VGG15, folded
-from fedser_utils.randomisation import Draw, Randomise
+from fedser_utils.randomisation import Draw, Randomise, RandomisedModel
 from fedser_utils.seeding import generator
 
 Attack = Callable[..., Tensor]
@@ -59,11 +61,9 @@ def evaluate(
 
     rows = []
     for name in ("none", *attacks):
-        seen = (
-            x
-            if name == "none"
-            else over_batches(lambda a, b, n=name: attacks[n](plain, a, b), x, y)
-        )
+        seen = x
+        if name != "none":
+            seen = over_batches(functools.partial(attacks[name], plain), x, y)
         draw = randomise.draw(len(x), generator(seed, "randomise", name))
         plainly, randomly = over_batches(decide, seen), over_batches(decide_randomised, seen, *draw)
         for condition, decided in zip(conditions(name), (plainly, randomly), strict=True):
@@ -71,3 +71,39 @@ def evaluate(
             columns |= {"index": np.arange(len(x)), "y_pred": decided.cpu().numpy()}
             rows.append(pd.DataFrame(columns))
     return pd.concat(rows, ignore_index=True)
+
+
+def uar_under(
+    model: VGG15, x: Tensor, y: Tensor, attacks: Mapping[tuple, Attack], *, pool: Executor
+) -> pd.DataFrame:
+    """UAR in percent under each of several attacks: a column ``attack``, ``value``, ``uar``.
+
+    attacks: (name, value of the strength that varies) -> function ``(model, x, y) -> x_adv``.
+    """
+    plain, size = folded(model), BATCH[x.device.type]
+    rows = []
+    for (name, value), attack in attacks.items():
+        parts = zip(x.split(size), y.split(size), strict=True)
+        seen = pool.map(lambda part, a=attack: predictions(plain, a(plain, *part)), parts)
+        rows.append((name, value, uar(y.cpu(), torch.cat(list(seen)).cpu())))
+    return pd.DataFrame(rows, columns=["attack", "value", "uar"])
+
+
+def uar_over_draws(
+    model: VGG15,
+    x: Tensor,
+    y: Tensor,
+    *,
+    randomise: Randomise,
+    draws: int,
+    seed: int,
+    pool: Executor,
+) -> pd.Series:
+    """UAR in percent behind the randomisation, once per draw: (draws,)."""
+    plain, size = folded(model), BATCH[x.device.type]
+
+    def once(number: int) -> float:
+        guarded = RandomisedModel(plain, randomise, generator(seed, "draw", number))
+        return uar(y.cpu(), torch.cat([predictions(guarded, part) for part in x.split(size)]).cpu())
+
+    return pd.Series(list(pool.map(once, range(draws))), name="uar")

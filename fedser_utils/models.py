@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from fedser_utils.runs import Run, load_model
+
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # layers, channels
 
 
@@ -84,3 +86,12 @@ def load_arrays(model: nn.Module, arrays: dict[str, Tensor]) -> nn.Module:
     if missing or unexpected:
         raise RuntimeError(f"weights lack {missing} and have unknown {unexpected}")
     return model
+
+
+def load(run: Run) -> VGG15:
+    """The model a complete run ended with, in evaluation mode."""
+    arrays = {k: torch.from_numpy(v) for k, v in load_model(run).items()}
+    arrays = {k: v for k, v in arrays.items() if not k.startswith("standardisation.")}
+    classes = len(arrays["classifier.2.bias"])
+    model = VGG15(classes, width=run.config["settings"]["width"])
+    return load_arrays(model, arrays).eval().to(memory_format=torch.channels_last)

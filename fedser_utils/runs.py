@@ -70,6 +70,11 @@ class Run:
         return self.folder.name
 
     @property
+    def settings(self) -> Settings:
+        """The settings it was made with; its outputs are where it lies now."""
+        return Settings(**self.config["settings"] | {"outputs": str(self.folder.parent)})
+
+    @property
     def complete(self) -> bool:
         """Whether the last round was reached and its model written."""
         return (self.folder / "model.safetensors").exists()
@@ -97,6 +102,13 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
             table.to_parquet(partial, index=False)
         else:
             table.to_csv(partial, index=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as partial:
+        partial.write_text(text)
 
 
 def setting_digest(settings: Mapping[str, Any], fingerprint: str) -> str:
@@ -132,8 +144,7 @@ def open_run(settings: Settings, fingerprint: str, **facts: Any) -> Run:
             "commit": _commit(),
             **facts,
         }
-        with atomic(path) as partial:
-            partial.write_text(json.dumps(config, indent=2) + "\n")
+        write_text(path, json.dumps(config, indent=2) + "\n")
     return Run(folder, json.loads(path.read_text()))
 
 
@@ -144,29 +155,41 @@ def find_runs(outputs: str | Path, study: str) -> list[Run]:
     return [Run(Path(outputs) / c["run"], c) for c in sorted(chosen, key=lambda c: c["started"])]
 
 
-def study_runs(outputs: str | Path, study: str, *, like: Mapping[str, Any]) -> list[Run]:
-    """The complete runs of a study that can stand in one table.
+def study_runs(settings: Settings) -> list[Run]:
+    """The complete runs of the settings' study that can stand in one table, oldest first.
 
     Runs that differ in more than model and seed are not mixed: if there are several such groups,
-    the one with the settings ``like`` is taken. Raises InputError where none is complete, or no
-    group has those settings.
+    the one made with exactly these settings is taken. Raises InputError where no run is
+    complete, or several groups are and none is this one.
     """
+    outputs, study = settings.outputs, settings.study
     runs = [run for run in find_runs(outputs, study) if run.complete]
     if not runs:
-        raise InputError(f"study {study!r} has no complete run in {outputs}; run 02 first")
+        raise InputError(f"study {study!r} has no complete run in {outputs!r}; run 02 first")
     groups = {run.config["setting"] for run in runs}
     if len(groups) > 1:
-        wanted = {
-            run.config["setting"]
-            for run in runs
-            if setting_digest(like, run.config["fingerprint"]) == run.config["setting"]
-        }
-        if len(wanted) != 1:
+        values = settings.values()
+        prints = {run.config["fingerprint"] for run in runs}
+        found = groups & {setting_digest(values, fingerprint) for fingerprint in prints}
+        if len(found) != 1:
             listed = ", ".join(run.id for run in runs)
             raise InputError(f"study {study!r} holds runs with different settings: {listed}")
-        log.warning("%d groups of runs in study %s; using %s", len(groups), study, *wanted)
-        groups = wanted
+        log.warning("study %s: %d groups of runs, using %s", study, len(groups), *found)
+        groups = found
     return [run for run in runs if run.config["setting"] in groups]
+
+
+def find_run(settings: Settings) -> Run:
+    """The complete run of the settings' study, model and seed. Raises InputError if none is."""
+    runs = study_runs(settings)
+    for run in runs:
+        if (run.config["model"], run.settings.seed) == (settings.model, settings.seed):
+            return run
+    listed = ", ".join(run.id for run in runs)
+    raise InputError(
+        f"study {settings.study!r} has no complete run of model {settings.model!r} with seed "
+        f"{settings.seed}; it has {listed}"
+    )
 
 
 @contextlib.contextmanager
@@ -182,13 +205,24 @@ def locked(folder: Path) -> Iterator[None]:
 
 def save_model(run: Run, weights: Arrays, **metadata: str) -> None:
     """Write ``model.safetensors``; its presence says that the run is complete."""
-    with atomic(run.folder / "model.safetensors") as partial:
-        save_file(weights, partial, metadata=metadata)
+    save_arrays(run.folder / "model.safetensors", weights, **metadata)
 
 
 def load_model(run: Run) -> Arrays:
     """The arrays of ``model.safetensors``."""
     return load_file(run.folder / "model.safetensors")
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], **metadata: str) -> None:
+    """Write arrays as safetensors, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as partial:
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, partial, metadata)
+
+
+def load_arrays(path: Path) -> Arrays:
+    """What ``save_arrays`` wrote."""
+    return load_file(path)
 
 
 # -- checkpoints -----------------------------------------------------------------------------

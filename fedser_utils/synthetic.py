@@ -26,7 +26,8 @@ from fedser_utils.config import InputError
 from fedser_utils.seeding import rng
 
 # DEMoS's clips per emotion (paper, Table 2); the codes are those of its file names
-TOTALS = dict(rab=1477, dis=1678, pau=1156, col=1129, gio=1395, tri=1530, sor=1000)
+TOTALS = {"rab": 1477, "dis": 1678, "pau": 1156, "col": 1129, "gio": 1395, "tri": 1530}
+TOTALS |= {"sor": 1000}
 SPEAKERS = [number for number in range(1, 70) if number != 35]  # DEMoS has no speaker 35
 CLIPS = sum(TOTALS.values())
 

@@ -1,0 +1,61 @@
+# The commands that a newcomer, CI and a GPU node need. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.installed
+OUTPUTS ?= $(CURDIR)/outputs
+PRESET ?= demo
+CORPUS ?= synthetic
+STUDY = $(PRESET)$(if $(filter synthetic,$(CORPUS)),,-$(basename $(notdir $(CORPUS:/=))))
+DONE = $(OUTPUTS)/$(STUDY)/notebooks
+
+.PHONY: help install demo study paper test lab lint clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+install: $(STAMP)  ## make .venv and install everything, pinned, into it
+
+# one line per notebook: the executed copy and its figures go to outputs/<study>/
+run = cd notebooks && PATH="$(BIN):$$PATH" papermill --no-progress-bar --log-level WARNING $(1).ipynb "$(DONE)/$(2).ipynb" -p preset $(PRESET) -p corpus "$(CORPUS)" -p outputs "$(OUTPUTS)"
+
+study: $(STAMP)
+	@mkdir -p "$(DONE)"
+	@echo "01 data";           $(call run,01_data,01_data)
+	@for attack in none fgsm pgd deepfool; do \
+	  echo "02 training, attack $$attack"; \
+	  ( $(call run,02_fl_advtrain,02_fl_advtrain_$$attack) -p attack $$attack ); \
+	done
+	@echo "03 attacks";        $(call run,03_attacks,03_attacks)
+	@echo "04 randomisation";  $(call run,04_randomisation,04_randomisation)
+	@echo "05 analysis";       $(call run,05_analysis,05_analysis)
+	@echo "tables and figures: $(OUTPUTS)/$(STUDY)"
+
+demo:  ## install, then run 01 to 05 on the embedded corpus (CPU, under 10 minutes)
+	@$(MAKE) --no-print-directory study PRESET=demo
+
+paper:  ## the paper's experiment on a GPU node: make paper CORPUS=/path/to/DEMoS
+	@$(MAKE) --no-print-directory study PRESET=paper
+
+test: $(STAMP)  ## install, then run the tests (under 15 minutes)
+	$(BIN)/python -m pytest -q
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	cd notebooks && PATH="$(BIN):$$PATH" jupyter lab
+
+lint: $(STAMP)  ## check the style of the package, the tests and the notebooks
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:  ## remove the environment and caches, but no results
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './outputs/*' -exec rm -rf {} +

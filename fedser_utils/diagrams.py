@@ -1,0 +1,105 @@
+"""The pictures that open the notebooks: the framework (paper, Fig. 1), the network (Fig. 3), and
+the notation (Table 1)."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from fedser_utils.figures import PAGE, STYLE
+
+NOTATION = r"""
+| notation | meaning |
+|---|---|
+| $(\mathcal{X}, \mathcal{Y})$, $(x, y)$ | clips (log-Mel images) with their emotions; one of them |
+| $\mathcal{F}_i$, $\mathcal{D}_i$ | the $i$-th client (one speaker), and its clips, which stay with it |
+| $\mathcal{M}_\theta$, $\mathcal{M}_\vartheta$ | the model learnt federated, and learnt on pooled data |
+| $\theta_{i,t}$ | the weights of client $i$ in round $t$ |
+| $\mathcal{X}'_i$, $\mathcal{X}''_i$, $\mathcal{X}_{adv,i}$ | the half that stays original, the half that is attacked, the result |
+| $\epsilon$, $\eta$, $\zeta$ | size of FGSM's step, bound of PGD's perturbation, DeepFool's overshoot |
+| $\alpha$ | weight of the original half in the loss (Eq. 5) |
+| $\mathcal{V}$ | the measure: unweighted average recall (UAR) |
+"""
+_FILL = {"data": "#F6E7C8", "model": "#CFE3F2", "attack": "#F4CFC6", "defence": "#CFEBDD"}
+
+
+def _box(axes: plt.Axes, x: float, y: float, w: float, h: float, text: str, kind: str) -> None:
+    axes.add_patch(
+        FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.04", fc=_FILL[kind], ec="0.25", lw=0.8)
+    )
+    axes.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=7)
+
+
+def _arrow(axes: plt.Axes, start, end, text: str = "", bend: float = 0.0) -> None:
+    style = {"arrowstyle": "-|>", "mutation_scale": 9, "lw": 0.9, "color": "0.2"}
+    axes.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", **style))
+    if text:
+        middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.12
+        axes.text(*middle, text, ha="center", va="bottom", fontsize=6, color="0.2")
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, plt.Axes]:
+    figure, axes = plt.subplots(figsize=(PAGE, PAGE * height / width))
+    axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    axes.set_axis_off()
+    return figure, axes
+
+
+@mpl.rc_context(STYLE)
+def framework() -> Figure:
+    """Fig. 1: (a) adversarial federated training, (b) randomisation at inference."""
+    figure, axes = _canvas(16, 7.4)
+    axes.text(0, 7.1, "(a) Training: adversarial federated learning", fontsize=8, weight="bold")
+    _box(axes, 6.3, 5.5, 4.2, 1.0, "Server\naverages weights: $\\theta_{t+1}$", "model")
+    for i, (left, name) in enumerate(((0.1, "1"), (8.6, "N"))):
+        _box(axes, left, 3.3, 1.5, 1.0, f"Client {name}\n$\\mathcal{{D}}_{{{name}}}$", "data")
+        _box(axes, left + 2.1, 3.95, 1.5, 0.7, "$\\mathcal{X}'$ half", "data")
+        _box(axes, left + 2.1, 2.85, 1.5, 0.7, "$\\mathcal{X}''$ half", "data")
+        _box(axes, left + 4.1, 2.85, 1.3, 0.7, "attack", "attack")
+        _box(axes, left + 5.9, 3.3, 1.3, 1.0, "train\n$\\theta_{i,t}$", "model")
+        _arrow(axes, (left + 1.55, 3.95), (left + 2.05, 4.25))
+        _arrow(axes, (left + 1.55, 3.65), (left + 2.05, 3.25))
+        _arrow(axes, (left + 3.65, 3.2), (left + 4.05, 3.2))
+        _arrow(axes, (left + 5.45, 3.25), (left + 5.85, 3.55))
+        _arrow(axes, (left + 3.65, 4.3), (left + 5.85, 4.0))
+        up, down = (7.2, 5.45) if i == 0 else (9.6, 5.45), (6.9, 5.5) if i == 0 else (9.9, 5.5)
+        _arrow(axes, (left + 6.6, 4.35), up)
+        _arrow(
+            axes, down if i == 0 else (10.5, 5.7), (left + 0.8, 4.35), bend=0.15 if i == 0 else -0.2
+        )
+    axes.text(8.05, 3.8, "...", ha="center", fontsize=10)
+    axes.text(3.2, 5.35, "$\\theta_t$ down", fontsize=6, ha="center")
+    axes.text(12.6, 5.35, "only weights travel; recordings stay", fontsize=6, ha="left")
+    axes.text(0, 2.05, "(b) Inference: randomisation", fontsize=8, weight="bold")
+    steps = [
+        ("clip\n373 x 64", "data"), ("attacker\n(sees the model)", "attack"),
+        ("random resize\n$W'\\in[373,380)$\n$H'\\in[64,66)$", "defence"),
+        ("random pad\n380 x 66, value 0.5", "defence"), ("model", "model"), ("emotion", "data"),
+    ]  # fmt: skip
+    for i, (text, kind) in enumerate(steps):
+        _box(axes, 0.1 + 2.7 * i, 0.3, 2.1, 1.2, text, kind)
+        if i:
+            _arrow(axes, (2.7 * i - 0.45, 0.9), (0.05 + 2.7 * i, 0.9))
+    plt.close(figure)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def network(classes: int = 7) -> Figure:
+    """Fig. 3: VGG-15; the size of each block's output at width 1."""
+    figure, axes = _canvas(16, 3.2)
+    blocks = [("log-Mel\n1 x 373 x 64", "data")]
+    shape = (373, 64)
+    for depth, channels in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
+        shape = (shape[0] // 2, shape[1] // 2)
+        text = f"{depth} x\nconv 3x3, {channels}\nBN, ReLU\nmax pool 2x2\n{shape[0]} x {shape[1]}"
+        blocks.append((text, "model"))
+    blocks += [("global\naverage\npool\n512", "model"), (f"FC 256\nReLU\nFC {classes}", "defence")]
+    for i, (text, kind) in enumerate(blocks):
+        _box(axes, 0.05 + 2.0 * i, 0.5, 1.55, 2.2, text, kind)
+        if i:
+            _arrow(axes, (2.0 * i - 0.32, 1.6), (0.0 + 2.0 * i, 1.6))
+    plt.close(figure)
+    return figure

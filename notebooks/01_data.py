@@ -1,0 +1,77 @@
+# %% [markdown]
+# # 01 Data: which clips, which clients?
+#
+# A corpus becomes a table of clips, clips become log-Mel images, speakers become clients. What
+# does each client hold, and what is set aside for testing (Table 2)?
+
+# %% tags=["parameters"]
+# Parameters: None means "as the preset says"
+preset: str = "demo"  # smoke, demo, paper
+corpus: str = None  # "synthetic", a folder of audio, or a CSV manifest (path, speaker, emotion)
+split: str = None  # speaker_dependent, speaker_independent
+seed: int = None  # of the split
+speakers: int = None  # of the embedded corpus, 2 to 68
+clips: int = None  # of the embedded corpus, 28 to 9365
+outputs: str = None  # folder for results; the repository's outputs/ otherwise
+
+# %%
+from IPython.display import Audio, Markdown, display
+
+from fedser_utils import config, diagrams, figures, partition, runs, tables
+
+settings = config.notebook_settings(globals())
+with config.refusals():
+    data = partition.load_federation(settings)
+
+# %% [markdown]
+# ## The framework, the network, the notation
+
+# %%
+diagrams.framework()
+
+# %%
+diagrams.network(len(data.classes))
+
+# %%
+Markdown(diagrams.NOTATION)
+
+# %% [markdown]
+# ## The clips
+
+# %%
+data.clips.drop(columns="digest")
+
+# %%
+data.corpus.rejected
+
+# %%
+counts = tables.table2(data.clips)
+assert counts["sum"].iloc[-1] == len(data.clips)
+runs.write_table(settings.folder / "table2.csv", counts)
+runs.write_table(settings.folder / "rejected.csv", data.corpus.rejected)
+counts
+
+# %% [markdown]
+# ## The clients
+
+# %%
+clients = figures.clips_by_client(data.clips)
+figures.save(clients, settings.folder, "clients")
+clients
+
+# %% [markdown]
+# ## What the model sees, and what it sounds like
+#
+# One clip of each of three emotions, standardised with the statistics pooled from the clients'
+# sums.
+
+# %%
+shown = data.table("train").groupby("emotion").head(1).head(3)
+x, _ = data.tensors(shown)
+assert x.shape[1:] == (1, 373, 64)
+assert bool(x.isfinite().all())
+figures.log_mels(list(x[:, 0].numpy()), list(shown["emotion"] + ", " + shown["clip"]))
+
+# %%
+for row in shown.itertuples():
+    display(Markdown(row.emotion), Audio(str(data.corpus.root / row.path)))

@@ -1,0 +1,82 @@
+# %% [markdown]
+# # 02 Federated (adversarial) training
+#
+# One model is trained over many speakers who keep their recordings: natural (`attack` none), or
+# on clips of which a random half is attacked in every round (the first defence). How well does
+# it recognise the test clips, and what do attacks and randomisation do to it?
+
+# %% tags=["parameters"]
+# Parameters: None means "as the preset says"
+preset: str = "demo"  # smoke, demo, paper
+corpus: str = None  # "synthetic", a folder of audio, or a CSV manifest (path, speaker, emotion)
+attack: str = None  # adversarial training with: none, fgsm, pgd, deepfool
+seed: int = None  # of split, weights, batches and draws
+rounds: int = None
+local_epochs: int = None
+batch_size: int = None
+learning_rate: float = None  # of the clients' Adam
+client_state: str = None  # keep, reset: a client's Adam state across rounds
+strategy: str = None  # FedAvg, FedAdam
+min_replies: float = None  # share of clients without whose replies a round fails
+split: str = None  # speaker_dependent, speaker_independent
+speakers: int = None  # of the embedded corpus, 2 to 68
+clips: int = None  # of the embedded corpus, 28 to 9365
+width: float = None  # factor on VGG-15's channels
+alpha: float = None  # weight of the original half's loss, Eq. 5
+epsilon: float = None  # L-inf radius of FGSM and PGD, standardised log-Mel units
+step_size: float = None  # of PGD
+steps: int = None  # of PGD and DeepFool
+overshoot: float = None  # of DeepFool
+resize: str = None  # randomisation: bilinear, nearest
+eval_every: int = None  # rounds
+checkpoint_every: int = None  # rounds; otherwise at each evaluation
+precision: str = None  # auto, fp32, bf16
+device: str = None  # auto, cpu, cuda
+outputs: str = None  # folder for results; the repository's outputs/ otherwise
+
+# %%
+from IPython.display import Markdown
+
+from fedser_utils import config, diagrams, federated, figures, metrics, partition, widgets
+
+settings = config.notebook_settings(globals())
+with config.refusals():
+    data = partition.load_federation(settings)
+settings
+
+# %% [markdown]
+# ## The framework, the network, the notation
+
+# %%
+diagrams.framework()
+
+# %%
+diagrams.network(len(data.classes))
+
+# %%
+Markdown(diagrams.NOTATION)
+
+# %% [markdown]
+# ## Training
+#
+# If this is stopped, by whatever means, the same parameters go on from the newest checkpoint.
+
+# %%
+with config.refusals():
+    run = federated.train(settings, monitor=widgets.LiveCurve())
+
+# %% [markdown]
+# ## After the last round
+
+# %%
+predictions = run.table("predictions")
+last = predictions[predictions["round"] == settings.rounds]
+scores = metrics.scores(last, intervals=True)
+assert scores["uar"].between(0, 100).all()
+assert last["clip"].nunique() == len(data.table("test"))
+scores
+
+# %%
+run_figure = figures.four_conditions(run.table("rounds"), caption=run.id)
+figures.save(run_figure, run.folder / "figures", "conditions", origin=run.id)
+run_figure
