@@ -210,7 +210,7 @@ def read_manifest(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"manifest {str(path)!r} has no column {', '.join(missing)}; it needs path, speaker, "
             f"emotion (gender optional), and has {', '.join(table.columns)}"
         )
-    table = table.reindex(columns=COLUMNS).apply(lambda column: column.str.strip())
+    table = table.reindex(columns=COLUMNS).astype("string").apply(lambda column: column.str.strip())
     table.insert(0, "clip", table["path"])
     incomplete = table[["path", "speaker", "emotion"]].replace("", None).isna().any(axis=1)
     again = table.duplicated("path") & ~incomplete

@@ -84,13 +84,9 @@ def table3_latex(table: pd.DataFrame, *, caption: str) -> str:
             f"{row.uar:.2f} [{row.ci_low:.1f}, {row.ci_high:.1f}]"
             for row in table.itertuples(index=False)
         ],
-        group=[
-            "Nature" if m == "nature" else "Adversarial federated learnt" for m in table["model"]
-        ],
+        group=table["model"].map(lambda model: "Nature" if model == "nature" else _TRAINED),
         # an adversarially trained model stands under the attack it was trained with
-        column=[
-            m if m != "nature" else a for m, a in zip(table["model"], table["attack"], strict=True)
-        ],
+        column=table["model"].where(table["model"] != "nature", table["attack"]),
     )
     wide = cells.pivot(index=["group", "condition"], columns="column", values="cell")
     wide = wide.reindex(columns=list(ATTACK_NAMES)).fillna("--")

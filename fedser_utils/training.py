@@ -112,8 +112,11 @@ def _state(adam: torch.optim.Adam, model: VGG15) -> Arrays:
 
 
 def _restore(adam: torch.optim.Adam, model: VGG15, arrays: Arrays) -> None:
+    """Put ``_state`` back, in each parameter's own memory format: the fused Adam walks through
+    memory, and moments laid out otherwise would meet the wrong weights without an error."""
     for name, parameter in model.named_parameters():
         adam.state[parameter] = {
-            key: arrays[f"{key}/{name}"].to(parameter.device).clone()
-            for key in ("step", "exp_avg", "exp_avg_sq")
+            "step": arrays[f"step/{name}"].reshape(()).to(parameter.device, copy=True),
+            "exp_avg": torch.empty_like(parameter).copy_(arrays[f"exp_avg/{name}"]),
+            "exp_avg_sq": torch.empty_like(parameter).copy_(arrays[f"exp_avg_sq/{name}"]),
         }

@@ -37,12 +37,11 @@ run.id
 # %%
 first = int((attacks.predictions(model, x) == y).int().argmax())
 clip, truth = x[first : first + 1], y[first : first + 1]
-seen = {name: clients.attack_of(run.settings, name)(model, clip, truth) for name in attacks.ATTACKS}
+attack_at = partial(clients.attack_of, run.settings)
+seen = {name: attack_at(name)(model, clip, truth) for name in attacks.ATTACKS}
 arrays = {name: value[0, 0].numpy() for name, value in ({"original": clip} | seen).items()}
-assert all(
-    abs(arrays[n] - arrays["original"]).max() <= run.settings.epsilon + 1e-6
-    for n in ("fgsm", "pgd")
-)
+for name in ("fgsm", "pgd"):
+    assert abs(arrays[name] - arrays["original"]).max() <= run.settings.epsilon + 1e-6
 said = {n: data.classes[int(attacks.predictions(model, v))] for n, v in seen.items()}
 said
 
@@ -69,13 +68,10 @@ pd.DataFrame({name: attacks.perceptibility(x[:32], adv) for name, adv in sizes.i
 # A sound attack gets stronger with epsilon, and PGD is at least as strong as FGSM.
 
 # %%
-strengths = {
-    (name, epsilon): clients.attack_of(
-        replace(run.settings, epsilon=epsilon, step_size=epsilon / 4), name
-    )
-    for name in ("fgsm", "pgd")
-    for epsilon in epsilons
-}
+strengths = {}
+for epsilon in epsilons:
+    at = replace(run.settings, epsilon=epsilon, step_size=epsilon / 4)
+    strengths |= {(name, epsilon): clients.attack_of(at, name) for name in ("fgsm", "pgd")}
 with cohort.worker_pool("cpu") as pool:
     curve = evaluation.uar_under(model, x, y, strengths, pool=pool)
 stored.write_table(settings.folder / "uar_by_epsilon.csv", curve.assign(run=run.id, n=len(x)))

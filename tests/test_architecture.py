@@ -1,0 +1,65 @@
+"""The house: imports point one way, and some rooms stay free of torch."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from fedser_utils.config import ROOT
+
+LAYERS = (
+    ("config", "seeding"),
+    ("runs", "audio"),
+    ("corpora", "synthetic"),
+    ("features",),
+    ("partition",),
+    ("models",),
+    ("attacks", "randomisation"),
+    ("training",),
+    ("clients",),
+    ("cohort",),
+    ("metrics",),
+    ("evaluation",),
+    ("federated",),
+    ("tables",),
+    ("figures",),
+    ("diagrams", "widgets"),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(p for p in (ROOT / "fedser_utils").glob("*.py") if p.stem != "__init__")
+
+
+def imported(path):
+    """Names of the package's modules that a module imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "fedser_utils":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fedser_utils."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            names = (alias.name for alias in node.names)
+            yield from (name.split(".")[1] for name in names if name.startswith("fedser_utils."))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_point_down(path):
+    for name in imported(path):
+        assert LEVEL[name] < LEVEL[path.stem], f"{path.stem} imports {name}"
+
+
+def test_attacks_know_no_models():
+    assert "models" not in set(imported(ROOT / "fedser_utils" / "attacks.py"))
+
+
+def test_analysis_never_imports_torch():
+    code = "import sys; from fedser_utils import config, figures, runs, tables; "
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_pickle_and_no_global_randomness():
+    for path in MODULES:
+        text = path.read_text()
+        for banned in ("import pickle", "torch.save(", "torch.load(", "np.random.seed", "pickle="):
+            assert banned not in text, f"{path.name}: {banned}"

@@ -1,0 +1,58 @@
+import pytest
+
+from fedser_utils import config
+from fedser_utils.config import InputError, load_settings
+
+
+def test_presets_load():
+    assert config.preset_names() == ["demo", "paper", "smoke"]
+    assert load_settings().preset == "demo"
+    paper = load_settings("paper")
+    assert (paper.rounds, paper.batch_size, paper.epsilon, paper.steps) == (300, 8, 0.05, 5)
+    assert (paper.speakers, paper.clips, paper.width, paper.alpha) == (68, 9365, 1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"preset": "dmeo"}, "preset 'dmeo' is unknown; choose from demo, paper, smoke"),
+        ({"atack": "pgd"}, "parameter 'atack' is unknown; choose from alpha, attack"),
+        ({"attack": "pdg"}, "attack 'pdg' is unknown; choose from none, fgsm, pgd, deepfool"),
+        ({"rounds": -3}, "rounds -3 must be a whole number >= 1"),
+        ({"rounds": 2.5}, "rounds 2.5 must be a whole number"),
+        ({"rounds": True}, "rounds True must be"),
+        ({"rounds": "3"}, "rounds '3' must be"),
+        ({"epsilon": 0}, "epsilon 0 must be a number > 0"),
+        ({"epsilon": float("nan")}, "epsilon nan must be"),
+        ({"epsilon": float("inf")}, "epsilon inf must be"),
+        ({"alpha": 1.5}, "alpha 1.5 must be a number >= 0 and <= 1"),
+        ({"speakers": 69}, "speakers 69 must be a whole number >= 2 and <= 68"),
+        ({"corpus": "/nowhere"}, "corpus '/nowhere' does not exist; give 'synthetic', a folder"),
+        ({"split": "by_mood"}, "split 'by_mood' is unknown"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(given, words):
+    with pytest.raises(InputError) as refusal:
+        load_settings(**given)
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_none_means_as_the_preset_says():
+    assert load_settings("smoke", rounds=None) == load_settings("smoke")
+
+
+def test_a_study_is_a_corpus_and_a_preset(tmp_path):
+    assert load_settings("demo").study == "demo"
+    folder = tmp_path / "emovo"
+    folder.mkdir()
+    assert load_settings("demo", corpus=str(folder)).study == "demo-emovo"
+
+
+def test_a_misspelt_name_in_an_injected_cell_is_refused():
+    cells = ["", '# Parameters: own\npreset: str = "smoke"\nattack: str = None', "x = 1"]
+    namespace = {"In": cells, "preset": "smoke", "attack": None}
+    assert config.notebook_settings(namespace).preset == "smoke"
+    cells.insert(2, '# Parameters\natack = "pgd"\n')
+    with pytest.raises(SystemExit, match="'atack' is unknown; choose from attack, preset"):
+        config.notebook_settings(namespace)

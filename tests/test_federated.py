@@ -1,0 +1,254 @@
+"""The federated loop: averages by hand, failures, resumption, and a real SIGKILL."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedser_utils import clients, cohort, federated, runs
+from fedser_utils.federated import RoundError, careful_strategy
+from fedser_utils.training import Update
+
+
+@pytest.fixture
+def pool():
+    with cohort.worker_pool("cpu") as pool:
+        yield pool
+
+
+def strategy(name="FedAvg", **options):
+    defaults = {"first_round": 0, "seed": 0, "min_replies": 1.0, "buffers": ()}
+    return careful_strategy(name, **(defaults | options))
+
+
+def arrays(**values):
+    return ArrayRecord({k: Array(np.asarray(v, np.float32)) for k, v in values.items()})
+
+
+def grid_of(monkeypatch, settings, pool, replies, preaggregate):
+    """A cohort whose clients answer with fixed weights: name -> (value, clips)."""
+
+    def fit(settings, client, weights, number, optimiser):
+        value, count = replies[client]
+        if value is None:
+            raise ValueError("disk lost")
+        found = {k: torch.full_like(v, value) for k, v in weights.items()}
+        return Update(found, {"step": torch.tensor(float(number))}, loss=value), count
+
+    monkeypatch.setattr(cohort, "fit", fit)
+    monkeypatch.setattr(clients, "fit", fit)
+    names = type("Names", (), {"clients": [*replies]})
+    monkeypatch.setattr(clients, "load_federation", lambda settings: names)
+    return cohort.CohortGrid(settings, [*replies], pool=pool, preaggregate=preaggregate)
+
+
+def one_round(made, grid, **weights):
+    messages = made.configure_train(1, arrays(**weights), ConfigRecord(), grid)
+    return made.aggregate_train(1, grid.send_and_receive(messages))
+
+
+@pytest.mark.parametrize("preaggregate", [True, False])
+def test_fedavg_by_hand(monkeypatch, tiny, pool, preaggregate):
+    grid = grid_of(monkeypatch, tiny, pool, {"a": (1.0, 2), "b": (4.0, 1)}, preaggregate)
+    averaged, measures = one_round(strategy(), grid, w=[0.0, 0.0])
+    np.testing.assert_allclose(averaged["w"].numpy(), [2, 2])
+    assert measures["train-loss"] == pytest.approx(2)
+    assert grid.client_states()[2]["step"] == 1
+
+
+@pytest.mark.parametrize("preaggregate", [True, False])
+def test_a_client_that_fails_is_named_and_counted(monkeypatch, tiny, pool, preaggregate, caplog):
+    replies = {"a": (1.0, 2), "bruno": (None, 1), "c": (4.0, 1)}
+    grid = grid_of(monkeypatch, tiny, pool, replies, preaggregate)
+    with pytest.raises(
+        RoundError, match=r"1: 2 of 3 clients replied.*bruno: ValueError: disk lost"
+    ):
+        one_round(strategy(), grid, w=[0.0])
+    assert "client bruno failed" in caplog.text
+    made = strategy(min_replies=0.6)
+    averaged, _ = one_round(made, grid, w=[0.0])
+    assert averaged["w"].numpy() == pytest.approx(2)  # as if bruno were not there
+    assert (made.asked, made.replied) == (3, 2)
+    none = grid_of(monkeypatch, tiny, pool, {"a": (None, 1), "b": (None, 1)}, preaggregate)
+    with pytest.raises(RoundError, match="0 of 2"):
+        one_round(strategy(min_replies=0.01), none, w=[0.0])
+
+
+def test_one_mean_equals_all_replies(tiny, federation, pool):
+    outcomes = []
+    for preaggregate in (True, False):
+        grid = cohort.CohortGrid(tiny, federation.clients, pool=pool, preaggregate=preaggregate)
+        model = clients.new_model(tiny, len(federation.classes))
+        start = clients.as_record(federated.models.state_arrays(model))
+        made = strategy()
+        for number in (1, 2):  # the second round with the optimiser of the first
+            messages = made.configure_train(number, start, ConfigRecord(), grid)
+            start, _ = made.aggregate_train(number, grid.send_and_receive(messages))
+        outcomes.append({k: v.numpy() for k, v in start.items()})
+    for name, value in outcomes[0].items():
+        np.testing.assert_allclose(value, outcomes[1][name], rtol=1e-4, atol=1e-5)
+
+
+def reply(node, weights, count):
+    message = Message(RecordDict(), dst_node_id=node, message_type="train")
+    measures = MetricRecord({"num-examples": count, "num-clients": 1, "train-loss": 0.0})
+    return Message(RecordDict({"arrays": weights, "metrics": measures}), reply_to=message)
+
+
+def test_a_server_optimiser_leaves_the_variances_alone(monkeypatch, tiny, pool):
+    """FedAdam moves the weight by its own step; the buffer is the plain mean of the clients'."""
+    grid = grid_of(monkeypatch, tiny, pool, {"a": (0.1, 1), "b": (0.3, 1)}, True)
+    made = strategy("FedAdam", buffers=["running_var"])
+    averaged, _ = one_round(made, grid, w=[1.0], running_var=[1.0])
+    assert averaged["running_var"].numpy() == pytest.approx(0.2)
+    assert averaged["w"].numpy() != pytest.approx(0.2, abs=1e-3)
+    assert set(federated.strategy_state(made)) >= {"m_t/w", "v_t/w"}
+    assert not any("running_var" in key for key in federated.strategy_state(made))
+
+
+def test_flowers_private_identity_is_where_we_expect_it():
+    from flwr.supercore.task_identity import TaskIdentity
+
+    assert {"run_id", "node_id", "task_id"} <= set(dir(type(TaskIdentity)))
+
+
+def weights_of(run):
+    return runs.load_model(run)
+
+
+def assert_equal_weights(one, two):
+    one, two = weights_of(one), weights_of(two)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, two[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def nature(tiny):
+    seen = []
+    run = federated.train(tiny, monitor=lambda rounds: seen.append(len(rounds)))
+    return run, seen
+
+
+def test_a_run_leaves_tidy_rows(nature, federation):
+    run, seen = nature
+    rows = run.table("predictions")
+    assert list(rows.columns) == runs.PREDICTIONS
+    n = len(federation.table("test"))
+    assert len(rows) == 2 * 8 * n  # rounds x (2 + 3 x 2) conditions x clips
+    assert rows.groupby(["round", "attack", "condition"])["clip"].nunique().eq(n).all()
+    assert set(rows["y_true"]) <= set(federation.classes)
+    rounds = run.table("rounds")
+    assert len(rounds) == 2 * 8
+    assert (rounds["clients_replied"] == 3).all()
+    assert seen == [8, 16, 16]
+    clips = run.table("clips")
+    pd.testing.assert_series_equal(clips["split"], federation.clips["split"])
+    assert (run.folder / "rejected.csv").exists()
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["device"] == "cpu"
+    assert not list(run.folder.rglob("*.pkl"))
+
+
+def test_a_complete_run_is_found_not_trained_again(nature, tiny, monkeypatch):
+    monkeypatch.setattr(federated, "serve", None)
+    assert federated.train(tiny).id == nature[0].id
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads(nature, tiny, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        other = federated.train(dataclasses.replace(tiny, outputs=str(tmp_path)))
+    finally:
+        torch.set_num_threads(before)
+    assert_equal_weights(nature[0], other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"attack": "fgsm"}, {"strategy": "FedAdam"}, {"client_state": "reset"}],
+    ids=lambda change: next(iter(change.values())),
+)
+def test_a_resumed_run_ends_with_the_same_weights(tiny, tmp_path, monkeypatch, change):
+    settings = dataclasses.replace(tiny, rounds=3, **change)
+    whole = federated.train(dataclasses.replace(settings, outputs=str(tmp_path / "whole")))
+    settings = dataclasses.replace(settings, outputs=str(tmp_path / "broken"))
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    kept = federated._Log.evaluate
+    monkeypatch.setattr(
+        federated._Log, "evaluate", lambda log, n, *rest: stop() if n == 3 else kept(log, n, *rest)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        federated.train(settings)
+    monkeypatch.setattr(federated._Log, "evaluate", kept)
+    started = []
+
+    def fit(settings, client, weights, number, optimiser):
+        started.append(number)
+        return clients.fit(settings, client, weights, number, optimiser)
+
+    monkeypatch.setattr(cohort, "fit", fit)
+    resumed = federated.train(settings)
+    assert set(started) == {3}
+    assert_equal_weights(whole, resumed)
+    columns = [c for c in runs.PREDICTIONS if c != "run"]
+    one, two = whole.table("predictions")[columns], resumed.table("predictions")[columns]
+    assert one.equals(two)
+
+
+KILLED = """
+import dataclasses, json, os, signal, sys
+from fedser_utils import federated, runs
+from fedser_utils.config import Settings
+settings, where, when = Settings(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+calls = 0
+def dying(function):
+    def call(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == when:
+            if where == "save":  # half of the checkpoint's files are written
+                function(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+if where == "save":
+    runs.save_file = dying(runs.save_file)
+elif where == "round":
+    from fedser_utils import cohort
+    cohort.fit = dying(cohort.fit)
+federated.train(settings)
+"""
+
+
+@pytest.mark.parametrize(("where", "when"), [("save", 7), ("round", 8)])
+def test_a_killed_run_ends_with_the_same_weights(tiny, tmp_path, where, when):
+    """SIGKILL in the middle of a checkpoint's files, or of a round; then the same command."""
+    settings = dataclasses.replace(tiny, rounds=3, attack="fgsm", strategy="FedAdam")
+    whole = federated.train(dataclasses.replace(settings, outputs=str(tmp_path / "whole")))
+    broken = dataclasses.replace(settings, outputs=str(tmp_path / "broken"))
+
+    def start(where, when):
+        arguments = [json.dumps(broken.values()), where, str(when)]
+        command = [sys.executable, "-c", KILLED, *arguments]
+        return subprocess.run(command, capture_output=True).returncode
+
+    assert start(where, when) == -signal.SIGKILL
+    folder = next((tmp_path / "broken").glob("*/checkpoint"))
+    assert not (folder.parent / "model.safetensors").exists()
+    assert runs.load_checkpoint(folder)[0] in (1, 2)
+    assert start("nowhere", 0) == 0
+    resumed = runs.find_runs(tmp_path / "broken", "smoke")[0]
+    assert_equal_weights(whole, resumed)
+    assert resumed.table("rounds")["round"].tolist() == whole.table("rounds")["round"].tolist()

@@ -1,0 +1,59 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedser_utils import metrics
+
+
+def test_uar_by_hand():
+    assert metrics.uar([0, 0, 0, 1], [0, 0, 1, 1]) == pytest.approx(100 * (2 / 3 + 1) / 2)
+    assert metrics.war([0, 0, 0, 1], [0, 0, 1, 1]) == 75
+    assert metrics.uar(["a", "a"], ["a", "z"]) == 50  # z never occurs: it has no recall
+    with pytest.raises(ValueError, match="no clips"):
+        metrics.uar([], [])
+
+
+def test_z_test_by_hand():
+    # pooled rate 0.5: z = 0.2 / sqrt(0.25 * 2 / 100)
+    z, p = metrics.z_test(60, 40, 100)
+    assert z == pytest.approx(2.828427, rel=1e-5)
+    assert p == pytest.approx(0.002339, rel=1e-3)
+    assert metrics.z_test(40, 60, 100)[1] == pytest.approx(1 - 0.002339, rel=1e-3)
+    assert metrics.z_test(50, 50, 100) == (0.0, 0.5)
+    assert metrics.z_test(71.34, 2.96, 1874)[1] < 0.001  # the paper's
+
+
+def test_interval_by_hand():
+    # two speakers, one always right, one always wrong: a draw has 0, 1 or 2 of the right one
+    truth, said = [0, 0, 0, 0], [0, 0, 1, 1]
+    low, high = metrics.uar_interval(truth, said, [*"aabb"], generator=np.random.default_rng(0))
+    assert (low, high) == (0, 100)
+    # clips of one speaker are not independent: the interval is wider than over clips
+    draw = np.random.default_rng(1)
+    speakers = np.repeat(np.arange(10), 50)
+    right = draw.random(500) < np.where(speakers < 5, 0.95, 0.55)
+    clustered = metrics.uar_interval(
+        np.zeros(500), np.where(right, 0, 1), speakers, generator=np.random.default_rng(0)
+    )
+    singly = metrics.uar_interval(
+        np.zeros(500), np.where(right, 0, 1), np.arange(500), generator=np.random.default_rng(0)
+    )
+    assert clustered[1] - clustered[0] > 2 * (singly[1] - singly[0])
+
+
+def test_confusion_by_hand():
+    found = metrics.confusion(["a", "a", "b"], ["a", "b", "b"], ["b", "a"])
+    assert found.loc["a"].to_dict() == {"b": 1, "a": 1}
+    assert found.loc["b"].to_dict() == {"b": 1, "a": 0}
+
+
+def test_scores_average_draws():
+    rows = pd.DataFrame(
+        {
+            "run": "r", "model": "nature", "round": 1, "attack": "none", "condition": "randomised",
+            "draw": [0, 0, 1, 1], "speaker": [*"abab"], "y_true": [*"xyxy"], "y_pred": [*"xyyy"],
+        }
+    )  # fmt: skip
+    found = metrics.scores(rows, intervals=True).iloc[0]
+    assert (found["uar"], found["n"], found["draws"]) == (75, 2, 2)
+    assert found["ci_low"] <= 75 <= found["ci_high"]

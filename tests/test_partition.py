@@ -1,0 +1,49 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedser_utils import corpora, partition
+from fedser_utils.config import InputError
+
+
+def test_demos_is_split_as_in_the_paper(speech):
+    names = (speech / "demos_file_names.txt").read_text().split()
+    clips, _ = corpora.read_names(names, reader="demos")
+    for seed in (0, 1):
+        parts = partition.split(clips, how="speaker_dependent", seed=seed)
+        assert parts.value_counts().to_dict() == {"train": 7491, "test": 1874}
+    assert clips.loc[parts == "train", "speaker"].nunique() == 68
+
+
+def test_split_depends_on_the_seed_alone():
+    clips = pd.DataFrame({"clip": [f"c{i:03d}" for i in range(60)], "speaker": [*"abc"] * 20})
+    one = partition.split(clips, how="speaker_dependent", seed=0)
+    again = partition.split(clips.sample(frac=1, random_state=1), how="speaker_dependent", seed=0)
+    pd.testing.assert_series_equal(one, again.sort_index())
+    assert not one.equals(partition.split(clips, how="speaker_dependent", seed=1))
+    assert (one == "test").groupby(clips["speaker"]).sum().tolist() == [4, 4, 4]
+
+
+def test_speaker_independent_holds_out_speakers():
+    clips = pd.DataFrame({"clip": [f"c{i}" for i in range(50)], "speaker": [*"abcdefghij"] * 5})
+    parts = partition.split(clips, how="speaker_independent", seed=0)
+    by_speaker = parts.groupby(clips["speaker"]).nunique()
+    assert (by_speaker == 1).all()
+    assert (parts == "test").sum() == 10
+
+
+def test_tensors_are_standardised_and_labelled(federation):
+    x, y = federation.tensors(federation.table("train"))
+    assert x.shape[1:] == (1, 373, 64)
+    np.testing.assert_allclose(x.mean((0, 1, 2)).numpy(), 0, atol=1e-3)
+    np.testing.assert_allclose(x.std((0, 1, 2)).numpy(), 1, atol=1e-3)
+    table = federation.table("train")
+    assert [federation.classes[i] for i in y] == table["emotion"].tolist()
+    assert set(federation.clients) == set(table["speaker"])
+
+
+def test_too_small_a_corpus_is_refused(federation, tmp_path):
+    small = federation.corpus.clips.groupby("speaker").head(2)
+    corpus = corpora.Corpus(federation.corpus.root, "demos", small, federation.classes, None)
+    with pytest.raises(InputError, match="too small for split 'speaker_dependent'"):
+        partition.federate(corpus, split_by="speaker_dependent", seed=0, cache=tmp_path)
