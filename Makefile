@@ -10,10 +10,11 @@ STAMP := $(VENV)/.installed
 OUTPUTS ?= $(CURDIR)/outputs
 PRESET ?= demo
 CORPUS ?= synthetic
-STUDY = $(PRESET)$(if $(filter synthetic,$(CORPUS)),,-$(basename $(notdir $(CORPUS:/=))))
+STUDY = $(PRESET)$(if $(filter synthetic,$(CORPUS)),,-$(notdir $(patsubst %/,%,$(CORPUS))))
 DONE = $(OUTPUTS)/$(STUDY)/notebooks
 
 .PHONY: help install demo study paper test lab lint clean
+
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -26,19 +27,25 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## make .venv and install everything, pinned, into it
 
-# one line per notebook: the executed copy and its figures go to outputs/<study>/
-run = cd notebooks && PATH="$(BIN):$$PATH" papermill --no-progress-bar --log-level WARNING $(1).ipynb "$(DONE)/$(2).ipynb" -p preset $(PRESET) -p corpus "$(CORPUS)" -p outputs "$(OUTPUTS)"
+# one notebook, headless: $(call run,NOTEBOOK,NAME OF ITS COPY,MORE PARAMETERS); what it says goes
+# to a log beside the copy, and is shown if it fails
+define run
+	@echo "$(2)"
+	@cd notebooks && PATH="$(BIN):$$PATH" papermill --no-progress-bar $(1).ipynb "$(DONE)/$(2).ipynb" \
+	  -p preset $(PRESET) -p corpus "$(CORPUS)" -p outputs "$(OUTPUTS)" $(3) > "$(DONE)/$(2).log" 2>&1 \
+	  || { cat "$(DONE)/$(2).log"; exit 1; }
+endef
 
 study: $(STAMP)
 	@mkdir -p "$(DONE)"
-	@echo "01 data";           $(call run,01_data,01_data)
-	@for attack in none fgsm pgd deepfool; do \
-	  echo "02 training, attack $$attack"; \
-	  ( $(call run,02_fl_advtrain,02_fl_advtrain_$$attack) -p attack $$attack ); \
-	done
-	@echo "03 attacks";        $(call run,03_attacks,03_attacks)
-	@echo "04 randomisation";  $(call run,04_randomisation,04_randomisation)
-	@echo "05 analysis";       $(call run,05_analysis,05_analysis)
+	$(call run,01_data,01_data)
+	$(call run,02_fl_advtrain,02_fl_advtrain_none,-p attack none)
+	$(call run,02_fl_advtrain,02_fl_advtrain_fgsm,-p attack fgsm)
+	$(call run,02_fl_advtrain,02_fl_advtrain_pgd,-p attack pgd)
+	$(call run,02_fl_advtrain,02_fl_advtrain_deepfool,-p attack deepfool)
+	$(call run,03_attacks,03_attacks)
+	$(call run,04_randomisation,04_randomisation)
+	$(call run,05_analysis,05_analysis)
 	@echo "tables and figures: $(OUTPUTS)/$(STUDY)"
 
 demo:  ## install, then run 01 to 05 on the embedded corpus (CPU, under 10 minutes)

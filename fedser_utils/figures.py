@@ -137,12 +137,14 @@ def confusions(
             ]
         )
         sns.heatmap(
-            share, vmin=0, vmax=100, annot=text, fmt="", cmap="cividis_r", cbar=False, square=True,
+            share, vmin=0, vmax=100, annot=text, fmt="", cmap="Blues", cbar=False, square=True,
+            linewidths=0.5, linecolor="0.85",
             xticklabels=short, yticklabels=short, ax=axes, annot_kws={"fontsize": 5},
         )  # fmt: skip
         axes.set_title(f"({letter}) {label(model, attack)}", fontsize=7)
         axes.set(xlabel="Predicted", ylabel="True" if letter == "a" else "")
         axes.tick_params(length=0)
+        axes.grid(False)
     return _finished(figure, caption)
 
 
@@ -158,6 +160,8 @@ def examples(arrays: Mapping[str, np.ndarray], *, caption: str = "") -> Figure:
     )
     original = arrays["original"]
     limit = np.abs(original).max()
+    # one scale for all perturbations; a few of DeepFool's values may lie beyond it
+    largest = max(100 * np.quantile(np.abs(arrays[name] - original), 0.99) for name in names)
     shown = [("Original", original)] + [(ATTACK_NAMES[name], arrays[name]) for name in names]
     for letter, row, (title, image) in zip("abcde", grid, shown, strict=False):
         log_mel = _image(row[0], image, limit, "magma")
@@ -165,7 +169,7 @@ def examples(arrays: Mapping[str, np.ndarray], *, caption: str = "") -> Figure:
         if image is original:
             row[1].set_axis_off()
             continue
-        delta = _image(row[1], 100 * (image - original), limit, "RdBu_r")
+        delta = _image(row[1], 100 * (image - original), largest, "RdBu_r")
         row[1].set_title("Perturbation x 100")
     for axes in grid[:, 0]:
         axes.set_ylabel("Mel band")
@@ -228,7 +232,7 @@ def clips_by_client(clips: pd.DataFrame, *, caption: str = "") -> Figure:
     figure, axes = plt.subplots(figsize=(PAGE, 0.6 + 0.22 * len(counts)))
     annotate = counts.shape[1] <= 32
     sns.heatmap(
-        counts, cmap="cividis_r", annot=annotate, fmt="d", ax=axes, annot_kws={"fontsize": 6},
+        counts, cmap="Blues", annot=annotate, fmt="d", ax=axes, annot_kws={"fontsize": 6},
         cbar_kws={"label": "training clips"},
     )  # fmt: skip
     axes.set(xlabel="Client (speaker)", ylabel="")
