@@ -7,10 +7,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 STAMP := $(VENV)/.installed
+QUIET := --quiet --disable-pip-version-check
 OUTPUTS ?= $(CURDIR)/outputs
 PRESET ?= demo
 CORPUS ?= synthetic
-STUDY = $(PRESET)$(if $(filter synthetic,$(CORPUS)),,-$(notdir $(patsubst %/,%,$(CORPUS))))
+STUDY = $(PRESET)$(if $(filter synthetic,$(CORPUS)),,-$(patsubst %.csv,%,$(notdir $(patsubst %/,%,$(CORPUS)))))
 DONE = $(OUTPUTS)/$(STUDY)/notebooks
 
 .PHONY: help install demo study paper test lab lint clean
@@ -22,7 +23,8 @@ help:  ## list the commands
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install $(QUIET) 'pip==25.3'  # older ones fail on extras under constraints
+	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e '.[test]'
 	touch $@
 
 install: $(STAMP)  ## make .venv and install everything, pinned, into it

@@ -1,0 +1,135 @@
+"""The notebooks as a user runs them: headless, from any folder, and refused where wrong."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pandas as pd
+import pytest
+
+from fedser_utils.config import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ATTACKS = ("none", "fgsm", "pgd", "deepfool")
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestStored:
+    def test_its_pair_says_the_same(self, path):
+        stored, pair = nbformat.read(path, 4), jupytext.read(path.with_suffix(".py"))
+        assert [(c.cell_type, c.source) for c in stored.cells] == [
+            (c.cell_type, c.source) for c in pair.cells
+        ]
+
+    def test_it_is_thin_and_without_outputs(self, path):
+        cells = code(nbformat.read(path, 4))
+        assert all(not c.outputs and c.execution_count is None for c in cells)
+        assert sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
+        assert cells[0].source.startswith("# Parameters")
+        for cell in cells:
+            nodes = ast.walk(ast.parse(cell.source))
+            assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Lambda) for n in nodes)
+        lines = [line for c in cells[1:] for line in c.source.splitlines() if line.strip()]
+        assert len(lines) <= 65
+
+    def test_its_kernel_is_named(self, path):
+        assert json.loads(path.read_text())["metadata"]["kernelspec"]["name"] == "python3"
+
+
+def papermill(name, target, **parameters):
+    """Run a notebook from its folder; numbers go as papermill's -p sends them."""
+    options = [str(w) for key, value in parameters.items() for w in ("-p", key, value)]
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", f"{name}.ipynb", str(target)]
+    folder = str(Path(sys.executable).parent)
+    environment = os.environ | {"PATH": folder + os.pathsep + os.environ["PATH"]}
+    return subprocess.run(
+        [*command, *options], cwd=ROOT / "notebooks", capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Notebooks 01 to 05 at the preset smoke; the folder of their copies and results."""
+    outputs = tmp_path_factory.mktemp("study")
+    common = {"preset": "smoke", "outputs": outputs, "width": 0.03125}
+    jobs = [("01_data", {}), *(("02_fl_advtrain", {"attack": a}) for a in ATTACKS)]
+    jobs += [("03_attacks", {}), ("04_randomisation", {"draws": 2}), ("05_analysis", {})]
+    for name, parameters in jobs:
+        given = common | parameters
+        if not name.startswith("02"):
+            del given["width"]
+        done = papermill(name, outputs / f"{name}.ipynb", **given)
+        assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
+    return outputs
+
+
+def test_the_whole_study_runs(study):
+    made = {path.name for path in (study / "smoke").iterdir()}
+    figures = {f"fig{i}.{ending}" for i in (2, 4, 5, 6) for ending in ("png", "pdf")}
+    assert made >= figures | {"table2.csv", "table3.csv", "table3.tex", "rejected.csv"}
+    table = pd.read_csv(study / "smoke" / "table3.csv")
+    assert len(table) == 8 + 3 * 4
+    assert table["uar"].between(0, 100).all()
+    counts = pd.read_csv(study / "smoke" / "table2.csv")
+    assert counts["sum"].iloc[-1] == 63
+
+
+def test_table_3_can_be_recomputed_from_the_predictions(study):
+    table = pd.read_csv(study / "smoke" / "table3.csv").set_index(["model", "attack", "condition"])
+    paths = study.glob("smoke-*/predictions.parquet")
+    rows = pd.concat(pd.read_parquet(path) for path in paths)
+    rows = rows[rows["round"] == 2]
+    for key, own in rows.groupby(["model", "attack", "condition"]):
+        recalls = (own["y_true"] == own["y_pred"]).groupby(own["y_true"]).mean()
+        assert table.loc[key, "uar"] == pytest.approx(100 * recalls.mean())
+        assert table.loc[key, "n"] == len(own)
+
+
+def test_headless_outputs_hold_pictures(study):
+    for path in sorted(study.glob("0*.ipynb")):
+        outputs = [o for c in code(nbformat.read(path, 4)) for o in c.outputs]
+        pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+        assert pictures, path.name
+
+
+@pytest.mark.parametrize(
+    ("notebook", "parameters", "words"),
+    [
+        ("02_fl_advtrain", {"atack": "pgd"}, "parameter 'atack' is unknown; choose from alpha, attack"),
+        ("02_fl_advtrain", {"rounds": -3}, "rounds -3 must be a whole number >= 1"),
+        ("02_fl_advtrain", {"corpus": "/nowhere"}, "corpus '/nowhere' does not exist; give"),
+        ("01_data", {"rounds": 3}, "parameter 'rounds' is unknown; choose from clips, corpus"),
+        ("04_randomisation", {"draws": 0}, "draws 0 must be a whole number >= 1"),
+        ("05_analysis", {"preset": "paper"}, "study 'paper' has no complete run in"),
+    ],
+)
+def test_refusals(tmp_path, notebook, parameters, words):
+    target = tmp_path / "out.ipynb"
+    given = {"preset": "smoke", "outputs": tmp_path / "outputs"} | parameters
+    done = papermill(notebook, target, **given)
+    assert done.returncode == 1
+    errors = [
+        o for c in code(nbformat.read(target, 4)) for o in c.outputs if o.output_type == "error"
+    ]
+    assert len(errors) == 1
+    assert errors[0].ename == "SystemExit"
+    assert words in errors[0].evalue
+    assert "\n" not in errors[0].evalue
+    assert not list((tmp_path / "outputs").glob("*-s0-*"))
+
+
+def test_parameters_are_explained():
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "--help-notebook", "02_fl_advtrain.ipynb"],
+        cwd=ROOT / "notebooks", capture_output=True, text=True,
+    )  # fmt: skip
+    assert "adversarial training with: none, fgsm, pgd, deepfool" in done.stdout
