@@ -23,7 +23,6 @@ help:  ## list the commands
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(QUIET) 'pip==25.3'  # older ones fail on extras under constraints
 	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e '.[test]'
 	touch $@
 

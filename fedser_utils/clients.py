@@ -42,8 +42,14 @@ def device_of(settings: Settings) -> str:
 def uses_bf16(settings: Settings, device: str) -> bool:
     """Whether training runs under bf16 autocast: on request, or where it is fast."""
     if settings.precision == "auto":
-        return device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return device != "cpu" or cpu_has_bf16()
     return settings.precision == "bf16"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies in bf16; where it does not, bf16 is several times slower
+    than fp32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def attack_of(settings: Settings, name: str) -> Callable[..., Tensor]:

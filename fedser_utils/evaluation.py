@@ -7,9 +7,9 @@ randomisation: a non-adaptive protocol.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,16 @@ from fedser_utils.seeding import generator
 
 Attack = Callable[..., Tensor]
 BATCH = {"cpu": 16, "cuda": 128}
+
+
+def in_batches(
+    function: Callable[..., Tensor], *columns: Tensor, pool: Executor | None = None
+) -> Tensor:
+    """``function`` over batches of ``columns`` (equally long tensors), joined again; the batches
+    are of a size that suits the device, and run side by side on the pool's workers."""
+    run = map if pool is None else pool.map
+    size = BATCH[columns[0].device.type]
+    return torch.cat(list(run(function, *(column.split(size) for column in columns))))
 
 
 def evaluate(
@@ -45,30 +55,24 @@ def evaluate(
     (of the clip in x), y_pred.
     """
     plain = folded(model)
-    size = BATCH[x.device.type]
-    run = map if pool is None else pool.map
 
-    def over_batches(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
-        parts = zip(*(column.split(size) for column in columns), strict=True)
-        return torch.cat(list(run(lambda part: function(*part), parts)))
-
-    def decide(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return plain(x).argmax(1)
-
-    def decide_randomised(x: Tensor, sizes: Tensor, offsets: Tensor) -> Tensor:
-        return decide(randomise(x, Draw(sizes, offsets)))
+    def randomly(x: Tensor, sizes: Tensor, offsets: Tensor) -> Tensor:
+        return predictions(plain, randomise(x, Draw(sizes, offsets)))
 
     rows = []
     for name in ("none", *attacks):
         seen = x
         if name != "none":
-            seen = over_batches(functools.partial(attacks[name], plain), x, y)
+            seen = in_batches(partial(attacks[name], plain), x, y, pool=pool)
         draw = randomise.draw(len(x), generator(seed, "randomise", name))
-        plainly, randomly = over_batches(decide, seen), over_batches(decide_randomised, seen, *draw)
-        for condition, decided in zip(conditions(name), (plainly, randomly), strict=True):
+        sizes, offsets = (part.to(x.device) for part in draw)
+        decided = (
+            in_batches(partial(predictions, plain), seen, pool=pool),
+            in_batches(randomly, seen, sizes, offsets, pool=pool),
+        )
+        for condition, said in zip(conditions(name), decided, strict=True):
             columns = {"attack": name, "condition": condition, "draw": 0}
-            columns |= {"index": np.arange(len(x)), "y_pred": decided.cpu().numpy()}
+            columns |= {"index": np.arange(len(x)), "y_pred": said.cpu().numpy()}
             rows.append(pd.DataFrame(columns))
     return pd.concat(rows, ignore_index=True)
 
@@ -76,16 +80,16 @@ def evaluate(
 def uar_under(
     model: VGG15, x: Tensor, y: Tensor, attacks: Mapping[tuple, Attack], *, pool: Executor
 ) -> pd.DataFrame:
-    """UAR in percent under each of several attacks: a column ``attack``, ``value``, ``uar``.
+    """UAR in percent under each of several attacks: columns attack, value, uar.
 
     attacks: (name, value of the strength that varies) -> function ``(model, x, y) -> x_adv``.
     """
-    plain, size = folded(model), BATCH[x.device.type]
+    plain = folded(model)
     rows = []
     for (name, value), attack in attacks.items():
-        parts = zip(x.split(size), y.split(size), strict=True)
-        seen = pool.map(lambda part, a=attack: predictions(plain, a(plain, *part)), parts)
-        rows.append((name, value, uar(y.cpu(), torch.cat(list(seen)).cpu())))
+        seen = in_batches(partial(attack, plain), x, y, pool=pool)
+        said = in_batches(partial(predictions, plain), seen, pool=pool)
+        rows.append((name, value, uar(y.cpu(), said.cpu())))
     return pd.DataFrame(rows, columns=["attack", "value", "uar"])
 
 
@@ -100,10 +104,10 @@ def uar_over_draws(
     pool: Executor,
 ) -> pd.Series:
     """UAR in percent behind the randomisation, once per draw: (draws,)."""
-    plain, size = folded(model), BATCH[x.device.type]
+    plain = folded(model)
 
     def once(number: int) -> float:
         guarded = RandomisedModel(plain, randomise, generator(seed, "draw", number))
-        return uar(y.cpu(), torch.cat([predictions(guarded, part) for part in x.split(size)]).cpu())
+        return uar(y.cpu(), in_batches(partial(predictions, guarded), x).cpu())
 
     return pd.Series(list(pool.map(once, range(draws))), name="uar")

@@ -11,6 +11,7 @@ corpus: str = None  # as given to 02
 attack: str = None  # the attacked model, by what it was trained with: none, fgsm, pgd, deepfool
 seed: int = None  # of the attacked model's run
 epsilons: list = [0.005, 0.01, 0.02, 0.05, 0.1]  # standardised log-Mel units
+device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
@@ -25,8 +26,9 @@ with config.refusals():
     epsilons = [config.number("epsilons", e, type=float, low=0, above=True) for e in epsilons]
     run = stored.find_run(settings)
     data = partition.load_federation(run.settings)
-model, test = models.load(run), data.table("test")
-x, y = data.tensors(test)
+    device = clients.device_of(settings)
+model, test = models.load(run).to(device), data.table("test")
+x, y = data.tensors(test, device=device)
 run.id
 
 # %% [markdown]
@@ -39,7 +41,7 @@ first = int((attacks.predictions(model, x) == y).int().argmax())
 clip, truth = x[first : first + 1], y[first : first + 1]
 attack_at = partial(clients.attack_of, run.settings)
 seen = {name: attack_at(name)(model, clip, truth) for name in attacks.ATTACKS}
-arrays = {name: value[0, 0].numpy() for name, value in ({"original": clip} | seen).items()}
+arrays = {name: value[0, 0].cpu().numpy() for name, value in ({"original": clip} | seen).items()}
 for name in ("fgsm", "pgd"):
     assert abs(arrays[name] - arrays["original"]).max() <= run.settings.epsilon + 1e-6
 said = {n: data.classes[int(attacks.predictions(model, v))] for n, v in seen.items()}
@@ -72,7 +74,7 @@ strengths = {}
 for epsilon in epsilons:
     at = replace(run.settings, epsilon=epsilon, step_size=epsilon / 4)
     strengths |= {(name, epsilon): clients.attack_of(at, name) for name in ("fgsm", "pgd")}
-with cohort.worker_pool("cpu") as pool:
+with cohort.worker_pool(device) as pool:
     curve = evaluation.uar_under(model, x, y, strengths, pool=pool)
 stored.write_table(settings.folder / "uar_by_epsilon.csv", curve.assign(run=run.id, n=len(x)))
 by_epsilon = figures.uar_against(

@@ -42,7 +42,9 @@ def test_every_dependency_is_pinned_within_its_range():
 
 
 def test_make_help_lists_the_commands():
-    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     listed = {line.split()[0] for line in done.stdout.splitlines()}
     assert {"install", "demo", "test", "lab", "lint", "paper", "clean"} <= listed
 

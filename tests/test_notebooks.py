@@ -37,7 +37,9 @@ class TestStored:
         assert cells[0].source.startswith("# Parameters")
         for cell in cells:
             nodes = ast.walk(ast.parse(cell.source))
-            assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Lambda) for n in nodes)
+            assert not any(
+                isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Lambda) for n in nodes
+            )
         lines = [line for c in cells[1:] for line in c.source.splitlines() if line.strip()]
         assert len(lines) <= 65
 
@@ -48,11 +50,15 @@ class TestStored:
 def papermill(name, target, **parameters):
     """Run a notebook from its folder; numbers go as papermill's -p sends them."""
     options = [str(w) for key, value in parameters.items() for w in ("-p", key, value)]
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", f"{name}.ipynb", str(target)]
+    command = [sys.executable, "-m", "papermill", f"{name}.ipynb", str(target)]
     folder = str(Path(sys.executable).parent)
     environment = os.environ | {"PATH": folder + os.pathsep + os.environ["PATH"]}
     return subprocess.run(
-        [*command, *options], cwd=ROOT / "notebooks", capture_output=True, text=True, env=environment
+        [*command, *options],
+        cwd=ROOT / "notebooks",
+        capture_output=True,
+        text=True,
+        env=environment,
     )
 
 
@@ -104,7 +110,11 @@ def test_headless_outputs_hold_pictures(study):
 @pytest.mark.parametrize(
     ("notebook", "parameters", "words"),
     [
-        ("02_fl_advtrain", {"atack": "pgd"}, "parameter 'atack' is unknown; choose from alpha, attack"),
+        (
+            "02_fl_advtrain",
+            {"atack": "pgd"},
+            "'atack' is unknown; choose from alpha, attack",
+        ),
         ("02_fl_advtrain", {"rounds": -3}, "rounds -3 must be a whole number >= 1"),
         ("02_fl_advtrain", {"corpus": "/nowhere"}, "corpus '/nowhere' does not exist; give"),
         ("01_data", {"rounds": 3}, "parameter 'rounds' is unknown; choose from clips, corpus"),
