@@ -33,11 +33,11 @@ install: $(STAMP)  ## make .venv and install everything, pinned, into it
 define run
 	@echo "$(2)"
 	@cd notebooks && PATH="$(BIN):$$PATH" papermill --no-progress-bar $(1).ipynb "$(DONE)/$(2).ipynb" \
-	  -p preset $(PRESET) -p corpus "$(CORPUS)" -p outputs "$(OUTPUTS)" $(3) > "$(DONE)/$(2).log" 2>&1 \
+	  -p preset $(PRESET) -p corpus "$(if $(filter synthetic,$(CORPUS)),synthetic,$(abspath $(CORPUS)))" -p outputs "$(OUTPUTS)" $(3) > "$(DONE)/$(2).log" 2>&1 \
 	  || { cat "$(DONE)/$(2).log"; exit 1; }
 endef
 
-study: $(STAMP)
+study: $(STAMP)  ## notebooks 01 to 05: make study PRESET=demo CORPUS=folder
 	@mkdir -p "$(DONE)"
 	$(call run,01_data,01_data)
 	$(call run,02_fl_advtrain,02_fl_advtrain_none,-p attack none)

@@ -94,11 +94,14 @@ class Settings:
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
             object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
-        if self.corpus != SYNTHETIC and not Path(self.corpus).expanduser().exists():
-            raise InputError(
-                f"corpus {self.corpus!r} does not exist; "
-                f"give {SYNTHETIC!r}, a folder of audio, or a CSV manifest"
-            )
+        if self.corpus != SYNTHETIC:
+            path = Path(self.corpus).expanduser().resolve()
+            if not path.exists():
+                raise InputError(
+                    f"corpus {self.corpus!r} does not exist; "
+                    f"give {SYNTHETIC!r}, a folder of audio, or a CSV manifest"
+                )
+            object.__setattr__(self, "corpus", str(path))  # whatever folder a run goes on from
         if self.clips < 7 * 2 * 2 or self.clips < self.speakers:
             raise InputError(f"clips {self.clips} is too few for speakers {self.speakers}")
 
@@ -107,7 +110,7 @@ class Settings:
         """A study is the runs on one corpus with one preset; this is its folder's name."""
         if self.corpus == SYNTHETIC:
             return self.preset
-        path = Path(self.corpus).expanduser().resolve()
+        path = Path(self.corpus)
         return f"{self.preset}-{path.stem if path.is_file() else path.name}"
 
     @property

@@ -29,15 +29,12 @@ def _box(axes: plt.Axes, x: float, y: float, w: float, h: float, text: str, kind
     axes.add_patch(
         FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.04", fc=_FILL[kind], ec="0.25", lw=0.8)
     )
-    axes.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=7)
+    axes.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=6.2)
 
 
-def _arrow(axes: plt.Axes, start, end, text: str = "", bend: float = 0.0) -> None:
+def _arrow(axes: plt.Axes, start, end, bend: float = 0.0) -> None:
     style = {"arrowstyle": "-|>", "mutation_scale": 9, "lw": 0.9, "color": "0.2"}
     axes.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", **style))
-    if text:
-        middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.12
-        axes.text(*middle, text, ha="center", va="bottom", fontsize=6, color="0.2")
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, plt.Axes]:
@@ -53,7 +50,7 @@ def framework() -> Figure:
     figure, axes = _canvas(16, 7.4)
     axes.text(0, 7.1, "(a) Training: adversarial federated learning", fontsize=8, weight="bold")
     _box(axes, 6.3, 5.5, 4.2, 1.0, "Server\naverages weights: $\\theta_{t+1}$", "model")
-    for i, (left, name) in enumerate(((0.1, "1"), (8.6, "N"))):
+    for left, name in ((0.1, "1"), (8.6, "N")):
         _box(axes, left, 3.3, 1.5, 1.0, f"Client {name}\n$\\mathcal{{D}}_{{{name}}}$", "data")
         _box(axes, left + 2.1, 3.95, 1.5, 0.7, "$\\mathcal{X}'$ half", "data")
         _box(axes, left + 2.1, 2.85, 1.5, 0.7, "$\\mathcal{X}''$ half", "data")
@@ -64,19 +61,18 @@ def framework() -> Figure:
         _arrow(axes, (left + 3.65, 3.2), (left + 4.05, 3.2))
         _arrow(axes, (left + 5.45, 3.25), (left + 5.85, 3.55))
         _arrow(axes, (left + 3.65, 4.3), (left + 5.85, 4.0))
-        up, down = (7.2, 5.45) if i == 0 else (9.6, 5.45), (6.9, 5.5) if i == 0 else (9.9, 5.5)
-        _arrow(axes, (left + 6.6, 4.35), up)
-        _arrow(
-            axes, down if i == 0 else (10.5, 5.7), (left + 0.8, 4.35), bend=0.15 if i == 0 else -0.2
-        )
+    _arrow(axes, (6.2, 6.0), (0.85, 4.4), bend=0.2)
+    _arrow(axes, (6.7, 4.4), (7.2, 5.4))
+    _arrow(axes, (9.1, 5.4), (9.35, 4.4))
+    _arrow(axes, (15.1, 4.4), (10.6, 5.8))
     axes.text(8.05, 3.8, "...", ha="center", fontsize=10)
-    axes.text(3.2, 5.35, "$\\theta_t$ down", fontsize=6, ha="center")
-    axes.text(12.6, 5.35, "only weights travel; recordings stay", fontsize=6, ha="left")
+    axes.text(2.2, 5.75, "$\\theta_t$", fontsize=7, ha="center")
+    axes.text(12.6, 5.6, "only weights travel; recordings stay", fontsize=6, ha="left")
     axes.text(0, 2.05, "(b) Inference: randomisation", fontsize=8, weight="bold")
     steps = [
         ("clip\n373 x 64", "data"), ("attacker\n(sees the model)", "attack"),
         ("random resize\n$W'\\in[373,380)$\n$H'\\in[64,66)$", "defence"),
-        ("random pad\n380 x 66, value 0.5", "defence"), ("model", "model"), ("emotion", "data"),
+        ("random pad\nto 380 x 66\nwith value 0.5", "defence"), ("model", "model"), ("emotion", "data"),
     ]  # fmt: skip
     for i, (text, kind) in enumerate(steps):
         _box(axes, 0.1 + 2.7 * i, 0.3, 2.1, 1.2, text, kind)
@@ -94,7 +90,7 @@ def network(classes: int = 7) -> Figure:
     shape = (373, 64)
     for depth, channels in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
         shape = (shape[0] // 2, shape[1] // 2)
-        text = f"{depth} x\nconv 3x3, {channels}\nBN, ReLU\nmax pool 2x2\n{shape[0]} x {shape[1]}"
+        text = f"{depth} x conv 3x3\n{channels} channels\nBN, ReLU\npool 2x2\n{shape[0]} x {shape[1]}"
         blocks.append((text, "model"))
     blocks += [("global\naverage\npool\n512", "model"), (f"FC 256\nReLU\nFC {classes}", "defence")]
     for i, (text, kind) in enumerate(blocks):

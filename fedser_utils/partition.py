@@ -104,7 +104,7 @@ def federate(corpus: Corpus, *, split_by: str, seed: int, cache: Path) -> Federa
 def load_federation(settings: Settings) -> Federation:
     """The federation these settings describe, read, split and extracted once per process."""
     outputs = Path(settings.outputs)
-    root = Path(settings.corpus).expanduser()
+    root = Path(settings.corpus)
     if settings.corpus == SYNTHETIC:
         root = synthetic.write_corpus(
             outputs, speakers=settings.speakers, clips=settings.clips, seed=0

@@ -37,11 +37,11 @@ PREDICTIONS += ["y_true", "y_pred"]
 _PACKAGES = ("torch", "torchaudio", "flwr", "numpy", "pandas", "scikit-learn", "soundfile")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(InputError):
     """No usable checkpoint where there should be one."""
 
 
-class RunBusyError(RuntimeError):
+class RunBusyError(InputError):
     """Another process is writing this run."""
 
 
@@ -180,11 +180,13 @@ def study_runs(settings: Settings) -> list[Run]:
 
 
 def find_run(settings: Settings) -> Run:
-    """The complete run of the settings' study, model and seed. Raises InputError if none is."""
+    """The complete run of the settings' study, model and seed; its corpus is where the settings
+    have it now. Raises InputError if there is none."""
     runs = study_runs(settings)
     for run in runs:
-        if (run.config["model"], run.settings.seed) == (settings.model, settings.seed):
-            return run
+        made = run.config["settings"]
+        if (run.config["model"], made["seed"]) == (settings.model, settings.seed):
+            return Run(run.folder, run.config | {"settings": made | {"corpus": settings.corpus}})
     listed = ", ".join(run.id for run in runs)
     raise InputError(
         f"study {settings.study!r} has no complete run of model {settings.model!r} with seed "
