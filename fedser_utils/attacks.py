@@ -68,23 +68,31 @@ def deepfool(
             active = active[predictions(model, walked[active]) == origin[active]]
         if not len(active):
             break
-        logits, gradients = _class_gradients(model, walked[active])
-        walked[active] += _to_nearest_boundary(logits, gradients, origin[active])
+        walked[active] += _to_nearest_boundary(model, walked[active], origin[active])
     return x + (1 + overshoot) * (walked - x)
 
 
-def _to_nearest_boundary(logits: Tensor, gradients: Tensor, origin: Tensor) -> Tensor:
+def _to_nearest_boundary(model: Model, x: Tensor, origin: Tensor) -> Tensor:
     """The smallest step that makes another class's linearised logit equal the origin's.
 
-    logits: (batch, classes); gradients: (batch, classes, ...) of each logit.
+    x: (batch, 1, frames, mels); origin: (batch,) classes. One gradient for each other class, of
+    the difference between its logit and the origin's.
     """
-    rows = torch.arange(len(logits), device=logits.device)
-    gaps = (logits - logits[rows, origin, None]).abs()
-    normals = gradients - gradients[rows, origin].unsqueeze(1)
-    lengths = normals.flatten(2).norm(dim=2)
-    distance = gaps / (lengths + _TINY)
-    distance[rows, origin] = torch.inf
-    nearest = distance.argmin(1)
+    x = x.detach().requires_grad_()
+    logits = model(x).float()
+    classes = logits.shape[1]
+    others = (origin[:, None] + torch.arange(1, classes, device=x.device)) % classes
+    gaps = logits.gather(1, others) - logits.gather(1, origin[:, None])
+    normals = torch.stack(
+        [
+            torch.autograd.grad(gaps[:, k].sum(), x, retain_graph=k < classes - 2)[0]
+            for k in range(classes - 1)
+        ],
+        dim=1,
+    )
+    gaps, lengths = gaps.detach().abs(), normals.flatten(2).norm(dim=2)
+    nearest = (gaps / (lengths + _TINY)).argmin(1)
+    rows = torch.arange(len(x), device=x.device)
     factor = gaps[rows, nearest] / (lengths[rows, nearest] ** 2 + _TINY)
     return factor.view(-1, 1, 1, 1) * normals[rows, nearest]
 
@@ -100,18 +108,6 @@ def _loss_gradient(model: Model, x: Tensor, y: Tensor) -> Tensor:
     # the sum: each clip's gradient is its own, whatever the size of the batch
     loss = cross_entropy(model(x).float(), y, reduction="sum")
     return torch.autograd.grad(loss, x)[0]
-
-
-def _class_gradients(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (batch, classes) and the gradient of each, (batch, classes, 1, frames, mels)."""
-    x = x.detach().requires_grad_()
-    logits = model(x).float()
-    columns = logits.sum(0)
-    last = len(columns) - 1
-    gradients = [
-        torch.autograd.grad(column, x, retain_graph=k < last)[0] for k, column in enumerate(columns)
-    ]
-    return logits.detach(), torch.stack(gradients, 1)
 
 
 def _checked(model: Model, x: Tensor) -> Tensor:

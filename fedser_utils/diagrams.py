@@ -90,7 +90,9 @@ def network(classes: int = 7) -> Figure:
     shape = (373, 64)
     for depth, channels in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
         shape = (shape[0] // 2, shape[1] // 2)
-        text = f"{depth} x conv 3x3\n{channels} channels\nBN, ReLU\npool 2x2\n{shape[0]} x {shape[1]}"
+        text = (
+            f"{depth} x conv 3x3\n{channels} channels\nBN, ReLU\npool 2x2\n{shape[0]} x {shape[1]}"
+        )
         blocks.append((text, "model"))
     blocks += [("global\naverage\npool\n512", "model"), (f"FC 256\nReLU\nFC {classes}", "defence")]
     for i, (text, kind) in enumerate(blocks):

@@ -23,7 +23,7 @@ from fedser_utils.randomisation import Draw, Randomise, RandomisedModel
 from fedser_utils.seeding import generator
 
 Attack = Callable[..., Tensor]
-BATCH = {"cpu": 16, "cuda": 128}
+BATCH = {"cpu": 8, "cuda": 128}
 
 
 def in_batches(

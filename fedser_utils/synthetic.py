@@ -57,9 +57,9 @@ EXPRESSIONS = {
     "tri": Expression(-3.0, 0.6, -5, 0.58, -13, -6.5, 0.25, 0.012, 0.50),
     "sor": Expression(10.0, 6.0, 12.0, 0.80, 9, -4.0, 0.12, 0.006, 0.12),
 }
-STRENGTH = (0.85, 1.2)  # how strongly a clip expresses its emotion: uniform in this range
+STRENGTH = (0.95, 1.35)  # how strongly a clip expresses its emotion: uniform in this range
 RESTRAINED = 0.08, (0.0, 0.6)  # the share of clips that hold back, and their strength
-WOBBLE = 0.15  # deviation of a clip's expression, in units of the spread between emotions
+WOBBLE = 0.13  # deviation of a clip's expression, in units of the spread between emotions
 
 VOWELS = np.array(  # formants in Hz of a male vocal tract: a, e, i, o, u
     [

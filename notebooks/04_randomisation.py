@@ -11,7 +11,7 @@ preset: str = "demo"  # smoke, demo, paper
 corpus: str = None  # as given to 02
 attack: str = None  # the defended model, by what it was trained with: none, fgsm, pgd, deepfool
 seed: int = None  # of the defended model's run
-draws: int = 20
+draws: int = 10
 device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
