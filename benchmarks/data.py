@@ -52,7 +52,7 @@ def main(clips: int) -> None:
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         "device": f"{os.cpu_count()} cores, {platform.machine()}",
         "python": platform.python_version(),
-        "commit": runs._commit(),
+        "commit": runs.commit(),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "data.json").write_text(json.dumps(result, indent=2) + "\n")

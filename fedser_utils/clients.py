@@ -27,7 +27,7 @@ from fedser_utils.partition import load_federation
 from fedser_utils.seeding import generator
 from fedser_utils.training import Arrays, Update, client_update
 
-logging.getLogger("flwr").setLevel(logging.WARNING)
+logging.getLogger("flwr").setLevel(logging.ERROR)  # it warns that evaluation is ours
 
 
 def device_of(settings: Settings) -> str:

@@ -267,5 +267,6 @@ def _report(table: pd.DataFrame, rejected: pd.DataFrame, root: Path, reader: str
     for reason, count in rejected["reason"].str.split(":").str[0].value_counts().items():
         log.warning("%d clips rejected: %s", count, reason)
     twins = table[table.duplicated("digest", keep=False)]
-    for _, same in twins.groupby("digest"):
-        log.warning("byte-identical clips: %s", ", ".join(same["clip"]))
+    if len(twins):
+        first = twins.loc[twins["digest"] == twins["digest"].iloc[0], "clip"]
+        log.warning("%d clips have a byte-identical twin: %s", len(twins), ", ".join(first))

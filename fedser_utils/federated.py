@@ -16,7 +16,7 @@ from flwr.serverapp import ServerApp, strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from tqdm.auto import tqdm
 
-from fedser_utils import attacks, evaluation, metrics, models, runs
+from fedser_utils import attacks, checkpoints, evaluation, metrics, models, runs
 from fedser_utils.clients import attack_of, device_of, new_model, on_host, uses_bf16
 from fedser_utils.cohort import CohortGrid, worker_pool
 from fedser_utils.config import Settings
@@ -76,17 +76,27 @@ class _Careful:
                 f"round {server_round}: {self.replied} of {self.asked} clients replied, "
                 f"at least {self.min_replies:.0%} must; {reasons or 'no reason given'}"
             )
-        if not self.optimises:
-            return super().aggregate_train(server_round, replies)
-        statistics = [RecordDict(dict(reply.content.items())) for reply in sound]
-        for record, reply in zip(statistics, sound, strict=True):
-            arrays = reply.content["arrays"]
-            record["arrays"] = ArrayRecord({k: v for k, v in arrays.items() if k in self.buffers})
+        if self.optimises:
+            averaged, measures = self._optimise(server_round, sound)
+        else:
+            averaged, measures = super().aggregate_train(server_round, replies)
+        self.loss = float(measures["train-loss"])
+        return averaged, measures
+
+    def _optimise(self, server_round, replies):
+        """A step of the server's optimiser on the parameters; the plain mean of the buffers."""
+        statistics = []
+        for reply in replies:
+            record, arrays = RecordDict(dict(reply.content.items())), reply.content["arrays"]
+            buffers = {k: v for k, v in arrays.items() if k in self.buffers}
+            record["arrays"] = ArrayRecord(buffers)
+            statistics.append(record)
             reply.content["arrays"] = ArrayRecord(
-                {k: v for k, v in arrays.items() if k not in self.buffers}
+                {k: v for k, v in arrays.items() if k not in buffers}
             )
         averaged = aggregate_arrayrecords(statistics, self.weighted_by_key)
-        stepped, measures = super().aggregate_train(server_round, sound)
+        stepped, measures = super().aggregate_train(server_round, replies)
+        stepped = {k: Array(v.numpy().astype(np.float32)) for k, v in stepped.items()}
         return ArrayRecord({**stepped, **averaged}), measures
 
     def summary(self) -> None:
@@ -163,7 +173,7 @@ def serve(
     model = new_model(settings, len(data.classes)).to(device)
     arrays = {k: on_host(v) for k, v in models.state_arrays(model).items()}
     trainable = {name for name, _ in model.named_parameters()}
-    found = runs.load_checkpoint(run.folder / "checkpoint")
+    found = checkpoints.load(run.folder / "checkpoint")
     first, parts = found if found else (0, {})
     made = careful_strategy(
         settings.strategy,
@@ -189,18 +199,13 @@ def serve(
         if not server_round:  # the model the run starts from, or went on from
             return None
         last = number == settings.rounds
-        evaluated = last or number % settings.eval_every == 0
-        if evaluated:
+        if last or number % settings.eval_every == 0:
             models.load_arrays(model, record.to_torch_state_dict())
             log_book.evaluate(number, made, pool)
             if monitor:
                 monitor(log_book.rounds)
-        due = number % (settings.checkpoint_every or settings.eval_every) == 0
-        if due or last:
-            weights = {k: v.numpy() for k, v in record.items()}
-            states = {f"client-{n}": s for n, s in grid.client_states().items()}
-            state = {"weights": weights, "server": strategy_state(made)} | states
-            runs.save_checkpoint(run.folder / "checkpoint", number, state)
+        if last or number % (settings.checkpoint_every or settings.eval_every) == 0:
+            _save_checkpoint(run, number, record, made, grid)
         progress.update()
         return None
 
@@ -211,10 +216,17 @@ def serve(
                 grid, last_arrays, settings.rounds - first, evaluate_fn=after_round, timeout=86_400
             )
             last_arrays = result.arrays
-    weights = {k: v.numpy() for k, v in last_arrays.items()}
     statistics = {"standardisation.mean": data.mean, "standardisation.std": data.std}
     facts = {"classes": json.dumps(data.classes), "width": str(settings.width)}
-    runs.save_model(run, weights | statistics, **facts)
+    runs.save_model(run, {k: v.numpy() for k, v in last_arrays.items()} | statistics, **facts)
+
+
+def _save_checkpoint(
+    run: Run, number: int, weights: ArrayRecord, made: strategy.FedAvg, grid: CohortGrid
+) -> None:
+    parts = {"weights": {k: v.numpy() for k, v in weights.items()}, "server": strategy_state(made)}
+    parts |= {f"client-{node}": state for node, state in grid.client_states().items()}
+    checkpoints.save(run.folder / "checkpoint", number, parts)
 
 
 class _Log:
@@ -255,7 +267,9 @@ class _Log:
             y_true=of_clip["emotion"].to_numpy(),
             y_pred=self.classes[rows["y_pred"]],
         )[runs.PREDICTIONS]
-        scored = metrics.scores(rows).assign(clients_asked=made.asked, clients_replied=made.replied)
+        scored = metrics.scores(rows).assign(
+            train_loss=made.loss, clients_asked=made.asked, clients_replied=made.replied
+        )
         self.predictions = pd.concat([self.predictions, rows], ignore_index=True)
         self.rounds = pd.concat([self.rounds, scored], ignore_index=True)
         self.run.write("predictions.parquet", self.predictions)

@@ -1,8 +1,7 @@
 """A run is a folder: settings, rounds, predictions, weights, checkpoints. No pickle anywhere.
 
 Everything is written beside its place and renamed, so a reader or a crash never meets half a
-file. A checkpoint is a folder of safetensors files with a manifest of their SHA-256; the newest
-two are kept, and a damaged one is refused with its reason.
+file.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,10 +33,6 @@ Arrays = dict[str, np.ndarray]
 PREDICTIONS = ["run", "model", "round", "attack", "condition", "draw", "clip", "speaker"]
 PREDICTIONS += ["y_true", "y_pred"]
 _PACKAGES = ("torch", "torchaudio", "flwr", "numpy", "pandas", "scikit-learn", "soundfile")
-
-
-class CheckpointError(InputError):
-    """No usable checkpoint where there should be one."""
 
 
 class RunBusyError(InputError):
@@ -141,7 +135,7 @@ def open_run(settings: Settings, fingerprint: str, **facts: Any) -> Run:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {p: importlib.metadata.version(p) for p in _PACKAGES}
             | {"python": platform.python_version()},
-            "commit": _commit(),
+            "commit": commit(),
             **facts,
         }
         write_text(path, json.dumps(config, indent=2) + "\n")
@@ -227,79 +221,7 @@ def load_arrays(path: Path) -> Arrays:
     return load_file(path)
 
 
-# -- checkpoints -----------------------------------------------------------------------------
-
-
-def save_checkpoint(folder: Path, round_number: int, parts: Mapping[str, Arrays]) -> None:
-    """Save the state after ``round_number``. folder: the run's ``checkpoint``; parts: file name
-    without ending -> arrays. Keeps this checkpoint and the one before it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".partial-*"):
-        shutil.rmtree(stale)
-    partial, final = folder / f".partial-{os.getpid()}", folder / f"round-{round_number:06d}"
-    partial.mkdir()
-    digests = {}
-    for name, arrays in parts.items():
-        path = partial / f"{name}.safetensors"
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
-        digests[path.name] = _sha256(path)
-    manifest = {"round": round_number, "sha256": digests}
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    for path in (*partial.iterdir(), partial):
-        _fsync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
-    _fsync(folder)
-    for old in sorted(folder.glob("round-*"))[:-2]:
-        shutil.rmtree(old)
-
-
-def load_checkpoint(folder: Path) -> tuple[int, dict[str, Arrays]] | None:
-    """Round and parts of the newest sound checkpoint; None if none was ever saved.
-
-    Raises CheckpointError, with every reason, if there are checkpoints and none is sound.
-    """
-    reasons = []
-    for path in sorted(folder.glob("round-*"), reverse=True):
-        try:
-            return _load_checked(path)
-        except (OSError, ValueError, KeyError) as error:
-            reasons.append(f"{path.name}: {error}")
-            log.warning("checkpoint refused: %s", reasons[-1])
-    if reasons:
-        raise CheckpointError(
-            f"no sound checkpoint in {folder} ({'; '.join(reasons)}); "
-            f"remove the run's folder to start anew"
-        )
-    return None
-
-
-def _load_checked(path: Path) -> tuple[int, dict[str, Arrays]]:
-    manifest = json.loads((path / "manifest.json").read_text())
-    for name, digest in manifest["sha256"].items():
-        if _sha256(path / name) != digest:
-            raise ValueError(f"{name} does not match its checksum")
-    parts = {
-        name.removesuffix(".safetensors"): load_file(path / name) for name in manifest["sha256"]
-    }
-    return manifest["round"], parts
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _commit() -> str:
+def commit() -> str:
     """The repository's commit, with "+" if the work tree differs; "unknown" outside git."""
     try:
         options = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}

@@ -10,7 +10,7 @@ from fedser_utils.config import ROOT
 
 LAYERS = (
     ("config", "seeding"),
-    ("runs", "audio"),
+    ("runs", "checkpoints", "audio"),
     ("corpora", "synthetic"),
     ("features",),
     ("partition",),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedser_utils import clients, cohort, federated, runs
+from fedser_utils import checkpoints, clients, cohort, federated, runs
 from fedser_utils.federated import RoundError, careful_strategy
 from fedser_utils.training import Update
 
@@ -127,6 +127,7 @@ def assert_equal_weights(one, two):
     one, two = weights_of(one), weights_of(two)
     assert one.keys() == two.keys()
     for name, value in one.items():
+        assert value.dtype == np.float32
         np.testing.assert_array_equal(value, two[name], err_msg=name)
 
 
@@ -148,6 +149,7 @@ def test_a_run_leaves_tidy_rows(nature, federation):
     rounds = run.table("rounds")
     assert len(rounds) == 2 * 8
     assert (rounds["clients_replied"] == 3).all()
+    assert rounds["train_loss"].between(0.5, 4).all()
     assert seen == [8, 16, 16]
     clips = run.table("clips")
     pd.testing.assert_series_equal(clips["split"], federation.clips["split"])
@@ -209,7 +211,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny, tmp_path, monkeypatch, c
 
 KILLED = """
 import dataclasses, json, os, signal, sys
-from fedser_utils import federated, runs
+from fedser_utils import checkpoints, federated
 from fedser_utils.config import Settings
 settings, where, when = Settings(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3])
 calls = 0
@@ -224,7 +226,7 @@ def dying(function):
         return function(*arguments, **options)
     return call
 if where == "save":
-    runs.save_file = dying(runs.save_file)
+    checkpoints.save_file = dying(checkpoints.save_file)
 elif where == "round":
     from fedser_utils import cohort
     cohort.fit = dying(cohort.fit)
@@ -247,7 +249,7 @@ def test_a_killed_run_ends_with_the_same_weights(tiny, tmp_path, where, when):
     assert start(where, when) == -signal.SIGKILL
     folder = next((tmp_path / "broken").glob("*/checkpoint"))
     assert not (folder.parent / "model.safetensors").exists()
-    assert runs.load_checkpoint(folder)[0] in (1, 2)
+    assert checkpoints.load(folder)[0] in (1, 2)
     assert start("nowhere", 0) == 0
     resumed = runs.find_runs(tmp_path / "broken", "smoke")[0]
     assert_equal_weights(whole, resumed)
