@@ -74,14 +74,14 @@ def table3(predictions: pd.DataFrame) -> pd.DataFrame:
 
 _KEY = ["model", "attack", "condition"]
 _ORDERS = (MODELS, ATTACK_NAMES, CONDITIONS)
-_TRAINED = "Adversarial federated learnt"
+_TRAINED = "Adversarial"
 
 
 def table3_latex(table: pd.DataFrame, *, caption: str) -> str:
     """The paper's layout: models and conditions down, attacks across, UAR with its interval."""
     cells = table.assign(
         cell=[
-            f"{row.uar:.2f} [{row.ci_low:.1f}, {row.ci_high:.1f}]"
+            rf"{row.uar:.2f} {{\scriptsize [{row.ci_low:.0f}, {row.ci_high:.0f}]}}"
             for row in table.itertuples(index=False)
         ],
         group=table["model"].map(lambda model: "Nature" if model == "nature" else _TRAINED),
@@ -91,7 +91,7 @@ def table3_latex(table: pd.DataFrame, *, caption: str) -> str:
     wide = cells.pivot(index=["group", "condition"], columns="column", values="cell")
     wide = wide.reindex(columns=list(ATTACK_NAMES)).fillna("--")
     lines = [
-        r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption)}}}", r"\label{tab:uar}",
+        r"\begin{table*}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}", rf"\caption{{{_escaped(caption)}}}", r"\label{tab:uar}",
         r"\begin{tabular}{llllll}", r"\hline",
         r"Models & Test data & No & FGSM & PGD & DeepFool \\", r"\hline",
     ]  # fmt: skip
@@ -102,7 +102,7 @@ def table3_latex(table: pd.DataFrame, *, caption: str) -> str:
             row = [first, CONDITIONS[condition], *wide.loc[(group, condition)]]
             lines.append(" & ".join(row) + r" \\")
         lines += [r"\hline"] if present else []
-    return "\n".join([*lines, r"\end{tabular}", r"\end{table}", ""])
+    return "\n".join([*lines, r"\end{tabular}", r"\end{table*}", ""])
 
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:

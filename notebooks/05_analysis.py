@@ -1,3 +1,19 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,-all
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # 05 Analysis: the paper's tables and figures
 #
@@ -45,7 +61,8 @@ table2
 # %%
 table3 = tables.table3(predictions)
 runs.write_table(settings.folder / "table3.csv", table3)
-latex = tables.table3_latex(table3, caption=f"UAR [%]. {caption}")
+title = f"UAR [%] with 95 % intervals (bootstrap over speakers). {caption}"
+latex = tables.table3_latex(table3, caption=title)
 runs.write_text(settings.folder / "table3.tex", latex)
 table3.round(2)
 
