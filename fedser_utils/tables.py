@@ -91,7 +91,8 @@ def table3_latex(table: pd.DataFrame, *, caption: str) -> str:
     wide = cells.pivot(index=["group", "condition"], columns="column", values="cell")
     wide = wide.reindex(columns=list(ATTACK_NAMES)).fillna("--")
     lines = [
-        r"\begin{table*}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}", rf"\caption{{{_escaped(caption)}}}", r"\label{tab:uar}",
+        r"\begin{table*}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{_escaped(caption)}}}", r"\label{tab:uar}",
         r"\begin{tabular}{llllll}", r"\hline",
         r"Models & Test data & No & FGSM & PGD & DeepFool \\", r"\hline",
     ]  # fmt: skip
