@@ -4,10 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedser_utils import config, partition
 
 SHARED = Path(os.environ.get("FEDSER_SHARED", config.ROOT.parent / "shared")) / "data"
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time():
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
