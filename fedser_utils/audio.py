@@ -64,6 +64,11 @@ def read(path: str | Path) -> Clip:
     return Clip(soxr.resample(mono, rate, SAMPLE_RATE), len(mono) / rate, digest)
 
 
+def write(path: str | Path, waveform: np.ndarray) -> None:
+    """A 16-bit WAV at 16 kHz. waveform: (samples,) in [-1, 1]."""
+    soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
+
+
 def _decode(data: bytes) -> tuple[np.ndarray, int]:
     """The samples (frames, channels) float32 and the rate in Hz, checked against the header."""
     try:

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
+from torchaudio.transforms import GriffinLim, InverseMelScale
 from tqdm.auto import tqdm
 
 from fedser_utils import audio
@@ -57,6 +59,41 @@ class LogMel(nn.Module):
         frames = filled.unfold(1, WINDOW, HOP) * self.window
         magnitude = torch.fft.rfft(frames).abs()
         return torch.log(magnitude @ self.filters + FLOOR).float().unsqueeze(1)
+
+
+class StandardisedLogMel(LogMel):
+    """From a waveform to the model's input: log-Mel, then (x - mean) / std per Mel band.
+
+    mean, std: (64,), as ``pool`` gives them.
+    """
+
+    def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:
+        super().__init__()
+        self.training = False
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.from_numpy(value), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """waveform: (batch, samples) at 16 kHz. Returns (batch, 1, 373, 64) standardised."""
+        return (super().forward(waveform) - self.mean) / self.std
+
+
+def approximate_sound(log_mel: Tensor) -> Tensor:
+    """A sound whose log-Mel is roughly ``log_mel``: an approximation, not a recording.
+
+    64 Mel bands do not hold a spectrum's detail nor its phase: the bands are spread over the
+    frequencies by least squares and the phase is guessed (Griffin and Lim, 1984).
+
+    log_mel: (batch, 1, frames, 64), not standardised. Returns (batch, samples) in [-1, 1].
+    """
+    window = partial(torch.hamming_window, periodic=False)
+    spread = InverseMelScale(
+        WINDOW // 2 + 1, MELS, SAMPLE_RATE, LOWEST, HIGHEST, norm="slaney", mel_scale="slaney"
+    )
+    guess = GriffinLim(WINDOW, hop_length=HOP, window_fn=window, power=1, rand_init=False)
+    magnitude = (log_mel.cpu().squeeze(1).exp() - FLOOR).clamp(min=0).transpose(1, 2)
+    scale = (SAMPLE_RATE * window(WINDOW).square().sum()).sqrt()
+    return guess(spread(magnitude) * scale).clamp(-1, 1).to(log_mel.device)
 
 
 class Sums(NamedTuple):

@@ -70,7 +70,48 @@ def folded(model: VGG15) -> nn.Module:
         else:
             layers.append(layer)
     frozen.features = nn.Sequential(*layers)
-    return frozen.requires_grad_(False).to(memory_format=torch.channels_last)
+    return frozen.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+class Quick(nn.Module):
+    """A frozen copy that decides in fp32 and gives gradients in bf16: for attacks, where bf16 is
+    fast. An attack's direction needs no more digits than bf16 has; whether it has succeeded, and
+    how far it is to a boundary, does.
+
+    compiled: through torch.compile, which needs a C++ compiler and a minute at first.
+    """
+
+    def __init__(self, model: VGG15, *, compiled: bool = False) -> None:
+        super().__init__()
+        self.exact, self.rough = folded(model), folded(model).bfloat16()
+        if compiled:
+            # several gradients of one forward pass (DeepFool) must find its buffers intact
+            torch._functorch.config.donated_buffer = False
+            self.exact, self.rough = torch.compile(self.exact), torch.compile(self.rough)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As ``VGG15``, float32."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return self.rough(x.bfloat16()).float()
+        return self.exact(x)
+
+
+def attackable(model: VGG15, *, bf16: bool) -> nn.Module:
+    """What an attack aims at in the model's place: ``Quick``, or ``folded`` without bf16."""
+    return Quick(model) if bf16 else folded(model)
+
+
+def planted(
+    classes: int, *, shape: tuple[int, ...] = (1, 373, 64), generator: torch.Generator
+) -> nn.Module:
+    """A linear model that any working attack must fool: with random weights in every pixel a
+    perturbation far below 0.05 adds up to more than the logits' differences on standardised
+    log-Mel. An attack that fails on it is broken."""
+    size = torch.Size(shape).numel()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(size, classes, bias=False))
+    model[1].weight.data.copy_(torch.randn(classes, size, generator=generator) / size**0.5)
+    return model.eval().requires_grad_(False)
 
 
 def state_arrays(model: nn.Module) -> dict[str, Tensor]:

@@ -46,6 +46,7 @@ class Randomise(nn.Module):
                 raise ValueError(f"sizes in [{low}, {high}) do not fit the padded size {most}")
         self.ranges, self.padded, self.value = (frames, mels), padded, value
         self.mode = choose("resize", mode, RESIZE_MODES)
+        self.training = False  # there is nothing to train: it never stands in an attack's way
 
     def draw(self, batch: int, generator: torch.Generator) -> Draw:
         """Sizes and offsets, uniform, for ``batch`` clips; on the generator's device."""
@@ -104,6 +105,7 @@ class RandomisedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.randomise, self.generator = model, randomise, generator
+        self.training = isinstance(model, nn.Module) and model.training
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(self.randomise(x, self.randomise.draw(len(x), self.generator)))

@@ -27,7 +27,14 @@ LAYERS = (
     ("diagrams", "widgets"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(p for p in (ROOT / "fedser_utils").glob("*.py") if p.stem != "__init__")
+HOUSE = ROOT / "fedser_utils"
+MODULES = sorted(p for p in HOUSE.rglob("*.py") if p != HOUSE / "__init__.py")
+ATTACKS = ("target", "gradient", "boundary", "sound", "toolbox", "__init__")  # inside attacks/
+
+
+def room(path):
+    """The module of the package that a file is, or belongs to."""
+    return path.relative_to(HOUSE).parts[0].removesuffix(".py")
 
 
 def imported(path):
@@ -42,14 +49,29 @@ def imported(path):
             yield from (name.split(".")[1] for name in names if name.startswith("fedser_utils."))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(HOUSE)))
 def test_imports_point_down(path):
     for name in imported(path):
-        assert LEVEL[name] < LEVEL[path.stem], f"{path.stem} imports {name}"
+        assert LEVEL[name] < LEVEL[room(path)] or name == room(path) == "attacks", (
+            f"{path.stem} imports {name}"
+        )
 
 
-def test_attacks_know_no_models():
-    assert "models" not in set(imported(ROOT / "fedser_utils" / "attacks.py"))
+@pytest.mark.parametrize("place", range(len(ATTACKS)), ids=ATTACKS)
+def test_attacks_import_downwards_and_know_no_models(place):
+    path = HOUSE / "attacks" / f"{ATTACKS[place]}.py"
+    assert "models" not in set(imported(path))
+    inner = [
+        alias.name if node.module == "fedser_utils.attacks" else node.module.split(".")[2]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("fedser_utils.attacks")
+        for alias in node.names
+    ]
+    assert {ATTACKS.index(name) < place for name in inner} <= {True}
+
+
+def test_the_list_of_attacks_modules_is_whole():
+    assert {path.stem for path in (HOUSE / "attacks").glob("*.py")} == set(ATTACKS)
 
 
 def test_analysis_never_imports_torch():

@@ -1,0 +1,73 @@
+"""The way to ART's attacks: each must fool a model that is planted weak."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedser_utils import attacks, models
+from fedser_utils.attacks import TOOLBOX, art_attack
+from fedser_utils.randomisation import Randomise, RandomisedModel
+from fedser_utils.seeding import generator
+
+FEW = {
+    "boundary": {"max_iter": 10},
+    "hop_skip_jump": {"max_iter": 2, "max_eval": 50},
+    "carlini_l2": {"binary_search_steps": 3},
+    "carlini_linf": {"max_iter": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return models.planted(7, generator=generator(0, "planted"))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return torch.randn(5, 1, 373, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", TOOLBOX)
+def test_fools_a_planted_weak_model(name, planted, clips):
+    kept, y = clips.clone(), attacks.predictions(planted, clips)
+    states = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    moved = art_attack(name, planted, clips, y, **FEW.get(name, {}))
+    assert torch.equal(clips, kept)
+    assert moved.shape == clips.shape
+    assert moved.dtype == clips.dtype
+    assert torch.isfinite(moved).all()
+    assert np.random.get_state()[1].tolist() == states[0]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[1])
+    fooled = (attacks.predictions(planted, moved) != y).float().mean()
+    assert fooled >= (0.8 if name == "universal" else 1)  # ART's universal stops at 80 %
+    if "eps" in TOOLBOX[name][1]:
+        assert (moved - clips).abs().max() <= TOOLBOX[name][1]["eps"] + 1e-5
+
+
+def test_the_same_seed_gives_the_same_attack(planted, clips):
+    one, other = (art_attack("square", planted, clips[:2], seed=3, max_iter=20) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_any_other_attack_by_its_own_name(planted, clips):
+    y = attacks.predictions(planted, clips)
+    moved = art_attack("MomentumIterativeMethod", planted, clips, y, eps=0.05, eps_step=0.01)
+    assert (attacks.predictions(planted, moved) != y).all()
+
+
+def test_through_the_randomisation(trained):
+    model, x, y = trained
+    model.zero_grad(set_to_none=True)
+    guarded = RandomisedModel(model, Randomise(), generator(0, "draws"))
+    moved = art_attack("auto_pgd_ce", guarded, x[:2], y[:2], eot=2, max_iter=2)
+    assert (moved - x[:2]).abs().max() > 0.01
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_unknown_names_and_settings_list_the_choices(planted, clips):
+    with pytest.raises(ValueError, match=r"'pgdd' is unknown; choose from auto_pgd_ce, .*DeepFool"):
+        art_attack("pgdd", planted, clips)
+    with pytest.raises(ValueError, match="setting of square 'epsilon' is unknown; choose from"):
+        art_attack("square", planted, clips, epsilon=0.1)
+    with pytest.raises(ValueError, match="NaN"):
+        art_attack("square", planted, clips * torch.nan)
