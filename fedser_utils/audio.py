@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +69,15 @@ def read(path: str | Path) -> Clip:
 def write(path: str | Path, waveform: np.ndarray) -> None:
     """A 16-bit WAV at 16 kHz. waveform: (samples,) in [-1, 1]."""
     soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
+
+
+def write_all(folder: Path, sounds: Mapping[str, np.ndarray]) -> dict[str, Path]:
+    """``write`` each into ``folder``. Returns the files' paths, by the sounds' names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / (re.sub(r"\W+", "-", name) + ".wav") for name in sounds}
+    for name, waveform in sounds.items():
+        write(paths[name], waveform)
+    return paths
 
 
 def _decode(data: bytes) -> tuple[np.ndarray, int]:

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 for name in ("FLWR_DISABLE_UPDATE_CHECK", "FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
     os.environ.setdefault(name, "1" if "DISABLE" in name else "0")  # before Flower is imported
@@ -52,15 +53,12 @@ def cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def attack_of(settings: Settings, name: str) -> Callable[..., Tensor]:
-    """The attack called ``name`` at these settings' strength."""
-    return attacks.configured(
-        name,
-        epsilon=settings.epsilon,
-        step_size=settings.step_size,
-        steps=settings.steps,
-        overshoot=settings.overshoot,
-    )
+def attack_of(settings: Settings, name: str, **changes: Any) -> Callable[..., Tensor]:
+    """The attack called ``name`` at these settings' strength, but for ``changes``."""
+    strength = {
+        key: getattr(settings, key) for key in ("epsilon", "step_size", "steps", "overshoot")
+    }
+    return attacks.configured(name, **(strength | changes))
 
 
 def new_model(settings: Settings, classes: int) -> models.VGG15:

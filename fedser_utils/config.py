@@ -166,6 +166,13 @@ def number(
     return type(value)
 
 
+def numbers(name: str, values: Any, **limits: Any) -> list:
+    """``values``, a list, with every entry as ``number`` gives it, else InputError."""
+    if not isinstance(values, list) or not values:
+        raise InputError(f"{name} {values!r} must be a list of numbers, such as [1, 2]")
+    return [number(name, value, **limits) for value in values]
+
+
 def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 

@@ -14,11 +14,11 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedser_utils.attacks import predictions
 from fedser_utils.metrics import conditions, uar
-from fedser_utils.models import VGG15, folded
+from fedser_utils.models import VGG15, attackable, folded
 from fedser_utils.randomisation import Draw, Randomise, RandomisedModel
 from fedser_utils.seeding import generator
 
@@ -44,17 +44,19 @@ def evaluate(
     attacks: Mapping[str, Attack],
     randomise: Randomise,
     seed: int,
+    bf16: bool = False,
     pool: Executor | None = None,
 ) -> pd.DataFrame:
     """The decisions of ``model`` on every clip under every condition.
 
     x: (n, 1, frames, mels) standardised log-Mel; y: (n,) labels; attacks: name -> function
-    ``(model, x, y) -> x_adv``; seed: of the randomisation's draws, one per clip and condition.
+    ``(model, x, y) -> x_adv``; seed: of the randomisation's draws, one per clip and condition;
+    bf16: of the attacks' gradients.
 
     Returns n rows per condition: attack ("none" for the unattacked), condition, draw, index
     (of the clip in x), y_pred.
     """
-    plain = folded(model)
+    plain, aim = folded(model), attackable(model, bf16=bf16)
 
     def randomly(x: Tensor, sizes: Tensor, offsets: Tensor) -> Tensor:
         return predictions(plain, randomise(x, Draw(sizes, offsets)))
@@ -63,7 +65,7 @@ def evaluate(
     for name in ("none", *attacks):
         seen = x
         if name != "none":
-            seen = in_batches(partial(attacks[name], plain), x, y, pool=pool)
+            seen = in_batches(partial(attacks[name], aim), x, y, pool=pool)
         draw = randomise.draw(len(x), generator(seed, "randomise", name))
         sizes, offsets = (part.to(x.device) for part in draw)
         decided = (
@@ -77,20 +79,64 @@ def evaluate(
     return pd.concat(rows, ignore_index=True)
 
 
-def uar_under(
-    model: VGG15, x: Tensor, y: Tensor, attacks: Mapping[tuple, Attack], *, pool: Executor
+def under_attacks(
+    source: VGG15,
+    x: Tensor,
+    y: Tensor,
+    attacks: Mapping[tuple[str, float | None], Attack | None],
+    *,
+    targets: Mapping[str, VGG15] | None = None,
+    bf16: bool = False,
+    pool: Executor | None = None,
 ) -> pd.DataFrame:
-    """UAR in percent under each of several attacks: columns attack, value, uar.
+    """What models decide on clips that were attacked with the help of ``source``.
 
-    attacks: (name, value of the strength that varies) -> function ``(model, x, y) -> x_adv``.
+    attacks: (name, the value of its strength that varies, or None) -> function
+    ``(model, x, y) -> x_adv``, or None for the clips as they are; targets: name -> model that is
+    shown the clips, the source itself if None; bf16: of the attacks' gradients.
+
+    Returns a row per target, attack and clip: target, attack, value, index, y_true, y_pred.
     """
-    plain = folded(model)
+    aim = attackable(source, bf16=bf16)
+    judges = {n: folded(m) for n, m in (targets or {"source": source}).items()}
     rows = []
     for (name, value), attack in attacks.items():
-        seen = in_batches(partial(attack, plain), x, y, pool=pool)
-        said = in_batches(partial(predictions, plain), seen, pool=pool)
-        rows.append((name, value, uar(y.cpu(), said.cpu())))
-    return pd.DataFrame(rows, columns=["attack", "value", "uar"])
+        seen = x if attack is None else in_batches(partial(attack, aim), x, y, pool=pool)
+        for target, judge in judges.items():
+            said = in_batches(partial(predictions, judge), seen, pool=pool)
+            columns = {"target": target, "attack": name, "value": value}
+            columns |= {"index": np.arange(len(x)), "y_true": y.cpu(), "y_pred": said.cpu()}
+            rows.append(pd.DataFrame(columns))
+    return pd.concat(rows, ignore_index=True)
+
+
+def transfer(
+    models: Mapping[str, VGG15],
+    x: Tensor,
+    y: Tensor,
+    attack: Attack,
+    *,
+    bf16: bool = False,
+    pool: Executor | None = None,
+) -> pd.DataFrame:
+    """``under_attacks`` from every model to every model, with the column source."""
+    rows = []
+    for name, source in models.items():
+        options = {"targets": models, "bf16": bf16, "pool": pool}
+        found = under_attacks(source, x, y, {("transfer", None): attack}, **options)
+        rows.append(found.assign(source=name))
+    return pd.concat(rows, ignore_index=True)
+
+
+def fooled(model: nn.Module, x: Tensor, attacks: Mapping[str, Attack]) -> pd.Series:
+    """The share of clips in percent whose decision each attack changes."""
+    before = predictions(model, x)
+    changed = {
+        name: predictions(model, attack(model, x, before)) != before
+        for name, attack in attacks.items()
+    }
+    shares = {name: 100 * wrong.float().mean().item() for name, wrong in changed.items()}
+    return pd.Series(shares, name="fooled_percent")
 
 
 def uar_over_draws(

@@ -69,7 +69,7 @@ class StandardisedLogMel(LogMel):
 
     def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:
         super().__init__()
-        self.training = False
+        self.training = False  # there is nothing to train
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
@@ -77,12 +77,16 @@ class StandardisedLogMel(LogMel):
         """waveform: (batch, samples) at 16 kHz. Returns (batch, 1, 373, 64) standardised."""
         return (super().forward(waveform) - self.mean) / self.std
 
+    def approximate_sound(self, x: Tensor) -> Tensor:
+        """``approximate_sound`` of standardised log-Mel, x: (batch, 1, frames, 64)."""
+        return approximate_sound(x * self.std + self.mean)
+
 
 def approximate_sound(log_mel: Tensor) -> Tensor:
     """A sound whose log-Mel is roughly ``log_mel``: an approximation, not a recording.
 
-    64 Mel bands do not hold a spectrum's detail nor its phase: the bands are spread over the
-    frequencies by least squares and the phase is guessed (Griffin and Lim, 1984).
+    64 Mel bands hold neither a spectrum's detail nor its phase: the bands are spread over the
+    frequencies by least squares, and the phase is guessed (Griffin and Lim, 1984).
 
     log_mel: (batch, 1, frames, 64), not standardised. Returns (batch, samples) in [-1, 1].
     """
@@ -94,6 +98,11 @@ def approximate_sound(log_mel: Tensor) -> Tensor:
     magnitude = (log_mel.cpu().squeeze(1).exp() - FLOOR).clamp(min=0).transpose(1, 2)
     scale = (SAMPLE_RATE * window(WINDOW).square().sum()).sqrt()
     return guess(spread(magnitude) * scale).clamp(-1, 1).to(log_mel.device)
+
+
+def sound(path: str | Path, *, device: str = "cpu") -> Tensor:
+    """(1, samples) at 16 kHz of one file. Raises BadClipError as ``audio.read`` does."""
+    return torch.from_numpy(audio.read(path).waveform)[None].to(device)
 
 
 class Sums(NamedTuple):

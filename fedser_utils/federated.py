@@ -255,6 +255,7 @@ class _Log:
             attacks={name: attack_of(settings, name) for name in names},
             randomise=Randomise(mode=settings.resize),
             seed=derive(settings.seed, "evaluation", number),
+            bf16=uses_bf16(settings, device_of(settings)),
             pool=pool,
         )
         of_clip = self.test.iloc[rows.pop("index")]

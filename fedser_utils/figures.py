@@ -17,6 +17,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from fedser_utils.metrics import confusion
+from fedser_utils.runs import write_table
 from fedser_utils.tables import ATTACK_NAMES, CONDITIONS, MODELS, class_order
 
 COLUMN, PAGE = 3.5, 7.16  # inches: one and two columns of an IEEE page
@@ -34,11 +35,16 @@ STYLE = {
 }  # fmt: skip
 
 
-def save(figure: Figure, folder: Path, name: str, *, origin: str = "") -> None:
-    """``folder/name.png`` and ``.pdf``; origin (run ids, commit) goes into the files' metadata."""
+def save(
+    figure: Figure, folder: Path, name: str, *, origin: str = "", rows: pd.DataFrame | None = None
+) -> None:
+    """``folder/name.png`` and ``.pdf``; origin (run ids, commit) goes into the files' metadata;
+    rows: what the figure shows, for ``name.csv``."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", metadata={"Description": origin})
     figure.savefig(folder / f"{name}.pdf", metadata={"Subject": origin})
+    if rows is not None:
+        write_table(folder / f"{name}.csv", rows)
 
 
 def _finished(figure: Figure, caption: str = "") -> Figure:
@@ -220,6 +226,23 @@ def uar_against(
         axes.axhline(chance, color="0.5", linestyle=":", label="chance")
     axes.set(xlabel=xlabel, ylabel="UAR [%]", ylim=(0, 100))
     axes.legend()
+    return _finished(figure, caption)
+
+
+@mpl.rc_context(STYLE)
+def transfer(rows: pd.DataFrame, *, caption: str = "") -> Figure:
+    """UAR of every model (target) on clips attacked with the help of every model (source)."""
+    table = rows.pivot(index="source", columns="target", values="uar")
+    order = [name for name in MODELS if name in table.index]
+    table = table.loc[order, order].rename(index=label, columns=label)
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.8))
+    sns.heatmap(
+        table, annot=True, fmt=".1f", cmap="viridis", vmin=0, vmax=100, ax=axes, square=True,
+        annot_kws={"fontsize": 7}, cbar_kws={"label": "UAR [%]"},
+    )  # fmt: skip
+    axes.set(xlabel="shown to", ylabel="made against")
+    axes.tick_params(axis="x", rotation=30)
+    axes.grid(False)
     return _finished(figure, caption)
 
 

@@ -28,6 +28,23 @@ def uar(y_true: Sequence, y_pred: Sequence) -> float:
     return 100 * recall_score(y_true, y_pred, labels=labels, average="macro", zero_division=0)
 
 
+def uar_by(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The UAR in percent of every group of rows (y_true, y_pred): ``columns``, uar, n."""
+    groups = rows.groupby(list(columns), sort=False, dropna=False)
+    found = groups.apply(
+        lambda own: pd.Series({"uar": uar(own["y_true"], own["y_pred"]), "n": len(own)})
+    )
+    return found.reset_index().astype({"n": int})
+
+
+def worst_case(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per clip (``index``): recognised only if it is in all of the clip's rows, else one
+    of the wrong decisions, and the attack that led to it."""
+    wrong_first = rows.assign(right=rows["y_true"] == rows["y_pred"])
+    wrong_first = wrong_first.sort_values("right", kind="stable")
+    return wrong_first.drop_duplicates("index").drop(columns="right").sort_values("index")
+
+
 def war(y_true: Sequence, y_pred: Sequence) -> float:
     """Weighted average recall (accuracy) in percent."""
     return 100 * float(np.mean(np.asarray(y_true) == np.asarray(y_pred)))

@@ -102,16 +102,24 @@ def attackable(model: VGG15, *, bf16: bool) -> nn.Module:
     return Quick(model) if bf16 else folded(model)
 
 
-def planted(
-    classes: int, *, shape: tuple[int, ...] = (1, 373, 64), generator: torch.Generator
-) -> nn.Module:
-    """A linear model that any working attack must fool: with random weights in every pixel a
-    perturbation far below 0.05 adds up to more than the logits' differences on standardised
-    log-Mel. An attack that fails on it is broken."""
-    size = torch.Size(shape).numel()
-    model = nn.Sequential(nn.Flatten(), nn.Linear(size, classes, bias=False))
-    model[1].weight.data.copy_(torch.randn(classes, size, generator=generator) / size**0.5)
-    return model.eval().requires_grad_(False)
+class Planted(nn.Module):
+    """A model that any working attack must fool: random weights on every pixel of x + sin(20 x),
+    so that changes far below 0.05, whether fine, coarse or the same for all clips, add up to more
+    than the logits' differences on standardised log-Mel. An attack that fails on it is broken.
+
+    size: pixels of an image.
+    """
+
+    def __init__(self, classes: int, *, size: int = 373 * 64, generator: torch.Generator) -> None:
+        super().__init__()
+        weight = torch.randn(classes, size, generator=generator) / size**0.5
+        self.register_buffer("weight", weight)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, ...) of ``size`` pixels. Returns logits (batch, classes)."""
+        pixels = x.flatten(1)
+        return (pixels + torch.sin(20 * pixels)) @ self.weight.T
 
 
 def state_arrays(model: nn.Module) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedser_utils.models import VGG15, folded, load_arrays, state_arrays
+from fedser_utils.models import VGG15, attackable, load_arrays, state_arrays
 
 Arrays = dict[str, Tensor]
 Attack = Callable[..., Tensor]
@@ -48,7 +48,8 @@ def client_update(
     model: a workspace of the right shape; its content is overwritten. x: (n, 1, frames, mels)
     standardised log-Mel and y: (n,) labels, n >= 1. optimiser: what the client's last round
     returned, or None for a fresh Adam. attack: ``(model, x, y) -> x_adv``, or None for natural
-    training; alpha: weight of the original clips' loss in Eq. 5.
+    training; alpha: weight of the original clips' loss in Eq. 5. bf16: autocast
+    in training, and of the attack's gradients.
 
     Neither ``weights`` nor ``optimiser`` nor ``x`` is changed.
     """
@@ -58,7 +59,7 @@ def client_update(
     original = order[len(attacked) :]
     if len(attacked):
         x = x.clone()
-        x[attacked] = attack(folded(model), x[attacked], y[attacked])
+        x[attacked] = attack(attackable(model, bf16=bf16), x[attacked], y[attacked])
     adam = torch.optim.Adam(model.parameters(), learning_rate, fused=True)
     if optimiser:
         _restore(adam, model, optimiser)

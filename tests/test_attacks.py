@@ -1,5 +1,7 @@
 """Attacks on models whose answer can be worked out by hand, and contracts over the registry."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -254,17 +256,12 @@ class TestThroughTheRandomisation:
         """eot=4 is the mean of four single gradients, with the same draws."""
         x, y = trained[1][:3], trained[2][:3]
         together = target.gradient(guarded(), x, y, loss="ce", eot=4)
-        draws = Randomise().draw(12, generator(0))
-        plain = models.folded(trained[0])
-        singly = [
-            target.gradient(
-                lambda z, d=Draw(*(part[3 * k : 3 * k + 3] for part in draws)): plain(
-                    Randomise()(z, d)
-                ),
-                x, y, loss="ce", eot=1,
-            )
-            for k in range(4)
-        ]  # fmt: skip
+        size, offset = Randomise().draw(12, generator(0))
+        plain, singly = models.folded(trained[0]), []
+        for own in torch.arange(12).split(3):
+            one = partial(Randomise(), draw=Draw(size[own], offset[own]))
+            drawn = partial(lambda one, z: plain(one(z)), one)
+            singly.append(target.gradient(drawn, x, y, loss="ce", eot=1))
         expected = sum(singly) / 4
         assert (together - expected).abs().max() <= 1e-4 * expected.abs().max()
 

@@ -19,7 +19,7 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def planted():
-    return models.planted(7, generator=generator(0, "planted"))
+    return models.Planted(7, generator=generator(0, "planted"))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -38,12 +39,18 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "deepfool
 
 
 def configured(
-    name: str, *, epsilon: float, step_size: float, steps: int, overshoot: float
+    name: str,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    overshoot: float,
+    **options: Any,
 ) -> Callable[[Model, Tensor, Tensor], Tensor]:
-    """The attack called ``name``, with those of the settings that are its own."""
+    """The attack called ``name``, with those of the settings that are its own, and its options."""
     own = {
         "fgsm": {"epsilon": epsilon},
         "pgd": {"epsilon": epsilon, "step_size": step_size, "steps": steps},
         "deepfool": {"steps": steps, "overshoot": overshoot},
     }
-    return partial(ATTACKS[choose("attack", name, sorted(ATTACKS))], **own[name])
+    return partial(ATTACKS[choose("attack", name, sorted(ATTACKS))], **own[name], **options)
