@@ -11,7 +11,6 @@ import hashlib
 import io
 import re
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,18 +65,13 @@ def read(path: str | Path) -> Clip:
     return Clip(soxr.resample(mono, rate, SAMPLE_RATE), len(mono) / rate, digest)
 
 
-def write(path: str | Path, waveform: np.ndarray) -> None:
-    """A 16-bit WAV at 16 kHz. waveform: (samples,) in [-1, 1]."""
+def write(path: Path, waveform: np.ndarray) -> Path:
+    """Write a 16-bit WAV at 16 kHz; its folder is made. waveform: (samples,) in [-1, 1].
+    Returns the path, with what no file name should hold replaced by "-"."""
+    path = path.with_name(re.sub(r"[^\w.]+", "-", path.name))
+    path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
-
-
-def write_all(folder: Path, sounds: Mapping[str, np.ndarray]) -> dict[str, Path]:
-    """``write`` each into ``folder``. Returns the files' paths, by the sounds' names."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / (re.sub(r"\W+", "-", name) + ".wav") for name in sounds}
-    for name, waveform in sounds.items():
-        write(paths[name], waveform)
-    return paths
+    return path
 
 
 def _decode(data: bytes) -> tuple[np.ndarray, int]:

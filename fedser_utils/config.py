@@ -166,13 +166,6 @@ def number(
     return type(value)
 
 
-def numbers(name: str, values: Any, **limits: Any) -> list:
-    """``values``, a list, with every entry as ``number`` gives it, else InputError."""
-    if not isinstance(values, list) or not values:
-        raise InputError(f"{name} {values!r} must be a list of numbers, such as [1, 2]")
-    return [number(name, value, **limits) for value in values]
-
-
 def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
@@ -191,13 +184,16 @@ def load_settings(preset: str | None = None, **parameters: Any) -> Settings:
     return Settings(**(values | given | {"preset": preset}))
 
 
-def notebook_settings(namespace: Mapping[str, Any], *, own: Sequence[str] = ()) -> Settings:
+def notebook_settings(
+    namespace: Mapping[str, Any], *, own: Mapping[str, Any] | None = None
+) -> Settings:
     """The settings of a notebook: its parameters cell and what papermill put after it.
 
-    namespace: the notebook's ``globals()``; own: parameters of this notebook alone, which it
-    checks itself. papermill lets a misspelt name pass with a warning, so every name assigned in
-    an injected cell must also stand in the notebook's own parameters cell (both start with
-    ``# Parameters``). Also lets the package's log messages appear in the notebook.
+    namespace: the notebook's ``globals()``; own: parameters of this notebook alone, with what
+    they must be: bool, a positive int or float, or a list of these ([int], [float]). papermill
+    lets a misspelt name pass with a warning, so every name assigned in an injected cell must also
+    stand in the notebook's own parameters cell (both start with ``# Parameters``). Also lets the
+    package's log messages appear in the notebook.
 
     Raises SystemExit, in one line, for anything refused.
     """
@@ -208,7 +204,23 @@ def notebook_settings(namespace: Mapping[str, Any], *, own: Sequence[str] = ()) 
     with refusals():
         for name in sorted(injected - allowed):
             choose("parameter", name, sorted(allowed))
+        own = own or {}
+        for name, kind in own.items():
+            _refuse_other(name, namespace[name], kind)
         return load_settings(**{name: namespace[name] for name in allowed - set(own)})
+
+
+def _refuse_other(name: str, value: Any, kind: type | list[type]) -> None:
+    """InputError unless ``value`` is of the kind: bool, a positive number, or a list of them."""
+    if isinstance(kind, list):
+        if not isinstance(value, list) or not value:
+            raise InputError(f"{name} {value!r} must be a list of numbers, such as [1, 2]")
+        for each in value:
+            _refuse_other(name, each, kind[0])
+    elif kind is bool:
+        choose(name, value, (True, False))
+    else:
+        number(name, value, type=kind, low=0, above=True)
 
 
 @contextmanager

@@ -7,16 +7,21 @@ randomisation: a non-adaptive protocol.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fedser_utils.attacks import predictions
+from fedser_utils import audio, features
+from fedser_utils.attacks import Model, perceptibility, predictions
+from fedser_utils.cohort import worker_pool
 from fedser_utils.metrics import conditions, uar
 from fedser_utils.models import VGG15, attackable, folded
 from fedser_utils.randomisation import Draw, Randomise, RandomisedModel
@@ -27,13 +32,26 @@ BATCH = {"cpu": 8, "cuda": 128}
 
 
 def in_batches(
-    function: Callable[..., Tensor], *columns: Tensor, pool: Executor | None = None
+    function: Callable[..., Tensor],
+    *columns: Tensor,
+    pool: Executor | None = None,
+    generators: Callable[[int], torch.Generator] | None = None,
 ) -> Tensor:
-    """``function`` over batches of ``columns`` (equally long tensors), joined again; the batches
-    are of a size that suits the device, and run side by side on the pool's workers."""
-    run = map if pool is None else pool.map
-    size = BATCH[columns[0].device.type]
-    return torch.cat(list(run(function, *(column.split(size) for column in columns))))
+    """``function`` over batches of ``columns`` (equally long tensors), joined again.
+
+    The batches are of a size that suits the device, and run side by side on the pool's workers,
+    on a pool of their own if None. generators: a function that draws is given, as ``generator``,
+    what this makes of a batch's number, so that the workers' order changes nothing.
+    """
+    device = columns[0].device.type
+    batches = list(zip(*(column.split(BATCH[device]) for column in columns), strict=True))
+
+    def run(number: int) -> Tensor:
+        own = {} if generators is None else {"generator": generators(number)}
+        return function(*batches[number], **own)
+
+    with worker_pool(device) if pool is None else nullcontext(pool) as workers:
+        return torch.cat(list(workers.map(run, range(len(batches)))))
 
 
 def evaluate(
@@ -86,6 +104,7 @@ def under_attacks(
     attacks: Mapping[tuple[str, float | None], Attack | None],
     *,
     targets: Mapping[str, VGG15] | None = None,
+    seed: int = 0,
     bf16: bool = False,
     pool: Executor | None = None,
 ) -> pd.DataFrame:
@@ -93,7 +112,8 @@ def under_attacks(
 
     attacks: (name, the value of its strength that varies, or None) -> function
     ``(model, x, y) -> x_adv``, or None for the clips as they are; targets: name -> model that is
-    shown the clips, the source itself if None; bf16: of the attacks' gradients.
+    shown the clips, the source itself if None; seed: of attacks that take a generator; bf16: of
+    the attacks' gradients.
 
     Returns a row per target, attack and clip: target, attack, value, index, y_true, y_pred.
     """
@@ -101,7 +121,11 @@ def under_attacks(
     judges = {n: folded(m) for n, m in (targets or {"source": source}).items()}
     rows = []
     for (name, value), attack in attacks.items():
-        seen = x if attack is None else in_batches(partial(attack, aim), x, y, pool=pool)
+        seen = x
+        if attack is not None:
+            draws = "generator" in inspect.signature(attack).parameters
+            own = partial(generator, seed, name, value) if draws else None
+            seen = in_batches(partial(attack, aim), x, y, pool=pool, generators=own)
         for target, judge in judges.items():
             said = in_batches(partial(predictions, judge), seen, pool=pool)
             columns = {"target": target, "attack": name, "value": value}
@@ -135,8 +159,44 @@ def fooled(model: nn.Module, x: Tensor, attacks: Mapping[str, Attack]) -> pd.Ser
         name: predictions(model, attack(model, x, before)) != before
         for name, attack in attacks.items()
     }
-    shares = {name: 100 * wrong.float().mean().item() for name, wrong in changed.items()}
-    return pd.Series(shares, name="fooled_percent")
+    shares = {name: 100 * wrong.double().mean().item() for name, wrong in changed.items()}
+    return pd.Series(shares, name="fooled [%]")
+
+
+def sizes(
+    model: VGG15,
+    x: Tensor,
+    y: Tensor,
+    attacks: Mapping[str, Attack],
+    *,
+    mean: Tensor,
+    std: Tensor,
+    bf16: bool = False,
+) -> pd.DataFrame:
+    """How large each attack's perturbations are: the medians of ``perceptibility``'s measures,
+    a row per attack. mean, std: (mels,) of the standardisation."""
+    aim, rows = attackable(model, bf16=bf16), []
+    for name, attack in attacks.items():
+        moved = in_batches(partial(attack, aim), x, y)
+        found = perceptibility(x, moved, mean=mean, std=std)
+        rows.append({"attack": name} | {key: each.median().item() for key, each in found.items()})
+    return pd.DataFrame(rows)
+
+
+def heard(
+    model: Model, listen: Callable[[Tensor], Tensor], sounds: Mapping[str, Tensor], folder: Path
+) -> pd.DataFrame:
+    """Write sounds as 16-bit WAVs, and what the model decides on each file as it was written.
+
+    listen: (1, samples) at 16 kHz -> (1, 1, frames, mels); sounds: name -> (1, samples).
+    Returns a row per sound: sound, path, y_pred.
+    """
+    rows = []
+    for name, waveform in sounds.items():
+        path = audio.write(folder / f"{name}.wav", waveform[0].cpu().numpy())
+        back = listen(features.sound(path, device=waveform.device))
+        rows.append((name, path, predictions(model, back).item()))
+    return pd.DataFrame(rows, columns=["sound", "path", "y_pred"])
 
 
 def uar_over_draws(

@@ -37,14 +37,15 @@ STYLE = {
 
 def save(
     figure: Figure, folder: Path, name: str, *, origin: str = "", rows: pd.DataFrame | None = None
-) -> None:
+) -> Figure:
     """``folder/name.png`` and ``.pdf``; origin (run ids, commit) goes into the files' metadata;
-    rows: what the figure shows, for ``name.csv``."""
+    rows: what the figure shows, for ``name.csv``. Returns the figure."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", metadata={"Description": origin})
     figure.savefig(folder / f"{name}.pdf", metadata={"Subject": origin})
     if rows is not None:
         write_table(folder / f"{name}.csv", rows)
+    return figure
 
 
 def _finished(figure: Figure, caption: str = "") -> Figure:
@@ -241,7 +242,7 @@ def transfer(rows: pd.DataFrame, *, caption: str = "") -> Figure:
         annot_kws={"fontsize": 7}, cbar_kws={"label": "UAR [%]"},
     )  # fmt: skip
     axes.set(xlabel="shown to", ylabel="made against")
-    axes.tick_params(axis="x", rotation=30)
+    axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=30, ha="right")
     axes.grid(False)
     return _finished(figure, caption)
 

@@ -78,6 +78,14 @@ class Federation:
         y = pd.Categorical(table["emotion"], categories=self.classes).codes.astype(np.int64)
         return torch.from_numpy(x[:, None]).to(device), torch.from_numpy(y).to(device)
 
+    def sound(self, index: int, *, device: str = "cpu") -> Tensor:
+        """(1, samples) at 16 kHz: the clip of one row of ``clips``, not repeated nor cut."""
+        return features.sound(self.corpus.root / self.clips["path"][index], device=device)
+
+    def listener(self, *, device: str = "cpu") -> features.StandardisedLogMel:
+        """From a waveform to what ``tensors`` holds."""
+        return features.StandardisedLogMel(self.mean, self.std).to(device)
+
 
 def federate(corpus: Corpus, *, split_by: str, seed: int, cache: Path) -> Federation:
     """Split a corpus, extract (or find) its log-Mels, and pool the clients' statistics.

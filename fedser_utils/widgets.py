@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML, Audio, DisplayHandle, display
@@ -28,13 +27,14 @@ class LiveCurve:
             self._handle.update(picture)
 
 
-def players(files: Mapping[str, Path], heard: Mapping[str, str], *, truth: str) -> HTML:
-    """A table of WAVs to play: name -> file, and what the model hears in each. The sounds are
-    stored in the notebook, so they play wherever it is opened."""
-    rows = [
-        f"<tr><td>{escape(name)}</td><td>{Audio(filename=str(path))._repr_html_()}</td>"
-        f"<td>{'<b>' * (heard[name] != truth)}{escape(heard[name])}</td></tr>"
-        for name, path in files.items()
-    ]
-    head = f"<tr><th>sound</th><th></th><th>heard as (spoken: {escape(truth)})</th></tr>"
+def players(heard: pd.DataFrame, classes: Sequence[str], *, truth: str) -> HTML:
+    """A table of WAVs to play, with what the model decides on each: rows of ``evaluation.heard``.
+    The sounds are stored in the notebook, so they play wherever it is opened."""
+    rows = []
+    for sound, path, y_pred in heard[["sound", "path", "y_pred"]].itertuples(index=False):
+        said = escape(classes[y_pred])
+        said = said if classes[y_pred] == truth else f"<b>{said}</b>"
+        player = Audio(filename=str(path))._repr_html_()
+        rows.append(f"<tr><td>{escape(sound)}</td><td>{player}</td><td>{said}</td></tr>")
+    head = f"<tr><th>sound</th><th></th><th>decision (truth: {escape(truth)})</th></tr>"
     return HTML(f"<table>{head}{''.join(rows)}</table>")

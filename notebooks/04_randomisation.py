@@ -35,9 +35,8 @@ from fedser_utils import runs as stored
 from fedser_utils.randomisation import RESIZE_MODES, Randomise
 from fedser_utils.seeding import generator
 
-settings = config.notebook_settings(globals(), own=["draws"])
+settings = config.notebook_settings(globals(), own={"draws": int})
 with config.refusals():
-    draws = config.number("draws", draws)
     run = stored.find_run(settings)
     data = partition.load_federation(run.settings)
     device = clients.device_of(settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -36,10 +37,15 @@ TOOLBOX: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "carlini_linf": ("CarliniLInfMethod", {"batch_size": 32}),
     "square": ("SquareAttack", {"eps": 0.05, "max_iter": 300}),
-    "hop_skip_jump": ("HopSkipJump", {"max_iter": 10, "max_eval": 500, "init_eval": 20}),
-    "boundary": ("BoundaryAttack", {"max_iter": 200, "targeted": False}),
-    "universal": ("UniversalPerturbation", {"eps": 0.05, "attacker": "pgd", "max_iter": 5}),
+    "hop_skip_jump": ("HopSkipJump", {"max_iter": 5, "max_eval": 500, "init_eval": 20}),
+    "boundary": ("BoundaryAttack", {"max_iter": 20, "targeted": False}),
+    "universal": (
+        "UniversalPerturbation",
+        {"eps": 0.05, "attacker": "pgd", "attacker_params": {"verbose": False}, "max_iter": 5},
+    ),
 }
+
+_ONE_AT_A_TIME = threading.Lock()  # ART draws from generators that all threads share
 
 
 def art_attack(
@@ -86,7 +92,7 @@ def art_attack(
     start = {}
     if class_name in ("HopSkipJump", "BoundaryAttack"):
         start = {"x_adv_init": _nearest_of_another_class(model, x, eot)}
-    with _seeded(derive(seed, "art", name)):
+    with _ONE_AT_A_TIME, _seeded(derive(seed, "art", name)):
         classifier = PyTorchClassifier(
             _Frozen(model, eot),
             nn.CrossEntropyLoss(),
