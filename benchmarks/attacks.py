@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -115,7 +117,7 @@ def main() -> None:
     options.add_argument("--width", type=float, default=None, help="0.25 on CPU, 1 on a GPU")
     options.add_argument("--batches", type=int, nargs="+", default=None)
     options.add_argument("--clips", type=int, default=None)
-    options.add_argument("--epochs", type=int, default=8)
+    options.add_argument("--epochs", type=int, default=20)
     options.add_argument("--repeats", type=int, default=2)
     given = options.parse_args()
     cpu = given.device == "cpu"
@@ -152,7 +154,7 @@ def main() -> None:
         "uar": round(metrics.uar(y.cpu(), _said(model, x)), 2),
         "settings": {"epsilon": EPSILON, "step_size": STEP, "steps": STEPS, "overshoot": OVERSHOOT},
         "rows": rows,
-        "device": runs.device_name(given.device),
+        "device": device_name(given.device),
         "threads": torch.get_num_threads(),
         "versions": {
             name: version(name) for name in ("torch", "adversarial-robustness-toolbox", "numpy")
@@ -163,6 +165,15 @@ def main() -> None:
     path = RESULTS / f"attacks-{given.device.split(':')[0]}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path.name)
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the number of cores and their kind."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    return (
+        f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    )
 
 
 def _said(model: nn.Module, x: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ def _refuse_other(name: str, value: Any, kind: type | list[type]) -> None:
     elif kind is bool:
         choose(name, value, (True, False))
     else:
-        number(name, value, type=kind, low=0, above=True)
+        number(name, value, type=kind, **({"low": 1} if kind is int else {"low": 0, "above": True}))
 
 
 @contextmanager

@@ -56,3 +56,23 @@ def test_a_misspelt_name_in_an_injected_cell_is_refused():
     cells.insert(2, '# Parameters\natack = "pgd"\n')
     with pytest.raises(SystemExit, match="'atack' is unknown; choose from attack, preset"):
         config.notebook_settings(namespace)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "words"),
+    [
+        (bool, True, "yes", "own 'yes' is unknown; choose from True, False"),
+        (int, 3, 2.5, "own 2.5 must be a whole number >= 1"),
+        (float, 0.1, 0, "own 0 must be a number > 0"),
+        ([float], [0.1, 2], [0.1, -1.0], r"own -1\.0 must be a number > 0"),
+        ([int], [1, 2], "[1, 2]", r"own '\[1, 2\]' must be a list of numbers, such as"),
+        ([int], [1], [], r"own \[\] must be a list of numbers"),
+    ],
+    ids=str,
+)
+def test_a_notebooks_own_parameters(kind, good, bad, words):
+    cells = ['# Parameters: own\npreset: str = "smoke"\nown = None']
+    notebook = {"In": cells, "preset": "smoke"}
+    assert config.notebook_settings(notebook | {"own": good}, own={"own": kind}).preset == "smoke"
+    with pytest.raises(SystemExit, match=words):
+        config.notebook_settings(notebook | {"own": bad}, own={"own": kind})

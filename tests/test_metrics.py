@@ -57,3 +57,25 @@ def test_scores_average_draws():
     found = metrics.scores(rows, intervals=True).iloc[0]
     assert (found["uar"], found["n"], found["draws"]) == (75, 2, 2)
     assert found["ci_low"] <= 75 <= found["ci_high"]
+
+
+def test_uar_by_group_by_hand():
+    rows = pd.DataFrame(
+        {"attack": ["a", "a", "b", "b"], "value": [None] * 4, "y_true": [0, 1, 0, 1],
+         "y_pred": [0, 0, 0, 1]}
+    )  # fmt: skip
+    found = metrics.uar_by(rows, ["attack", "value"])
+    assert found["uar"].tolist() == [50, 100]
+    assert found["n"].tolist() == [2, 2]
+
+
+def test_the_worst_case_by_hand():
+    rows = pd.DataFrame(
+        {"index": [0, 1, 2] * 2, "attack": ["a"] * 3 + ["b"] * 3, "y_true": [5, 6, 7] * 2,
+         "value": [1.0, 1.0, 1.0, None, None, None], "y_pred": [5, 0, 0, 5, 6, 1]}
+    )  # fmt: skip
+    worst = metrics.worst_case(rows)
+    assert worst["index"].tolist() == [0, 1, 2]
+    assert worst["y_pred"].tolist() == [5, 0, 0]
+    assert worst["attack"].tolist() == ["a", "a", "a"]
+    assert metrics.uar(worst["y_true"], worst["y_pred"]) == pytest.approx(100 / 3)

@@ -1,7 +1,10 @@
+import shutil
+from functools import partial
+
 import pytest
 import torch
 
-from fedser_utils import models
+from fedser_utils import attacks, evaluation, metrics, models
 from fedser_utils.models import VGG15
 
 
@@ -50,3 +53,57 @@ def test_arrays_go_and_come_back():
     assert torch.equal(one.eval()(x), two.eval()(x))
     with pytest.raises(RuntimeError, match=r"features\.0\.weight"):
         models.load_arrays(two, {k: v for k, v in arrays.items() if k != "features.0.weight"})
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is at hand")
+    ),
+]
+ON_CPU = {"fgsm": 140, "pgd": 28, "deepfool": 14}  # clips; bf16 is slow on most CPUs
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_gradients_in_bf16_attack_as_well(name, device, trained):
+    """The same UAR within 0.3 points, or one clip where there are few."""
+    model, x, y = trained[0].to(device), trained[1].to(device), trained[2].to(device)
+    n = ON_CPU[name] if device == "cpu" else len(x)
+    x, y = x[:n], y[:n]
+    own = {"epsilon": 0.05, "step_size": 0.01, "steps": 5, "overshoot": 0.02}
+    attack = attacks.configured(name, **own)
+    said = [
+        attacks.predictions(model, evaluation.in_batches(partial(attack, aim), x, y))
+        for aim in (models.folded(model), models.Quick(model))
+    ]
+    model.to("cpu")
+    plain, quick = (metrics.uar(y.cpu(), each.cpu()) for each in said)
+    one_clip = 100 / y.unique().numel() / y.bincount()[y.unique()].min().item()
+    assert plain < metrics.uar(y.cpu(), attacks.predictions(model, x.cpu()))
+    assert abs(plain - quick) <= max(0.3, one_clip)
+
+
+def test_decisions_stay_in_fp32_and_gradients_point_the_same_way(trained):
+    model, x, y = trained[0], trained[1][:8], trained[2][:8]
+    exact, quick = models.folded(model), models.Quick(model)
+    assert torch.equal(exact(x), quick(x))
+    slopes = [attacks.target.gradient(aim, x, y, loss="ce", eot=1) for aim in (exact, quick)]
+    alike = torch.cosine_similarity(*(slope.flatten(1) for slope in slopes))
+    assert alike.min() > 0.95
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: no g++")
+def test_compiled_gives_the_same(trained):
+    """Batches of several sizes; DeepFool takes several gradients of one forward pass."""
+    model, x, y = trained[0], trained[1][:6], trained[2][:6]
+    plain, compiled = models.Quick(model), models.Quick(model, compiled=True)
+    for name, settings in {
+        "fgsm": {"epsilon": 0.05},
+        "deepfool": {"steps": 2, "overshoot": 0.02},
+    }.items():
+        one, other = (attacks.ATTACKS[name](aim, x, y, **settings) for aim in (plain, compiled))
+        lengths = [(moved - x).flatten(1).norm(dim=1) for moved in (one, other)]
+        torch.testing.assert_close(*lengths, rtol=0.05, atol=0.05)
+        assert (attacks.predictions(model, one) == attacks.predictions(model, other)).all()
+    assert torch.isfinite(compiled(x[:1])).all()
