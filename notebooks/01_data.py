@@ -15,11 +15,14 @@ clips: int = None  # of the embedded corpus, 28 to 9365
 outputs: str = None  # folder for results; the repository's outputs/ otherwise
 
 # %%
-from IPython.display import Audio, Markdown, display
-
-from fedser_utils import config, diagrams, figures, partition, runs, tables
+from fedser_utils import config
 
 settings = config.notebook_settings(globals())
+
+from IPython.display import Audio, Markdown, display
+
+from fedser_utils import diagrams, figures, partition, runs, tables
+
 with config.refusals():
     data = partition.load_federation(settings)
 

@@ -35,11 +35,14 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder for results; the repository's outputs/ otherwise
 
 # %%
-from IPython.display import Markdown
-
-from fedser_utils import config, diagrams, federated, figures, metrics, partition, widgets
+from fedser_utils import config
 
 settings = config.notebook_settings(globals())
+
+from IPython.display import Markdown
+
+from fedser_utils import diagrams, federated, figures, metrics, partition, widgets
+
 with config.refusals():
     data = partition.load_federation(settings)
 settings

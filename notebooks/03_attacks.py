@@ -25,19 +25,22 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
+from fedser_utils import config
+
+OWN = {"full": bool, "epsilons": [float], "iterations": [int], "step_sizes": [float]}
+settings = config.notebook_settings(globals(), own=OWN | {"restarts": int, "snr_db": float})
+
 from functools import partial
 
 import pandas as pd
 from IPython.display import display
 
-from fedser_utils import attacks, clients, config, evaluation, figures, metrics, models
+from fedser_utils import attacks, clients, evaluation, figures, metrics, models
 from fedser_utils import runs as stored
 from fedser_utils.partition import load_federation
 from fedser_utils.seeding import generator
 from fedser_utils.widgets import players
 
-OWN = {"full": bool, "epsilons": [float], "iterations": [int], "step_sizes": [float]}
-settings = config.notebook_settings(globals(), own=OWN | {"restarts": int, "snr_db": float})
 with config.refusals():
     run = stored.find_run(settings)
     data, device = load_federation(run.settings), clients.device_of(settings)

@@ -16,6 +16,10 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
+from fedser_utils import config
+
+settings = config.notebook_settings(globals(), own={"draws": int})
+
 from functools import partial
 
 import pandas as pd
@@ -24,7 +28,6 @@ from fedser_utils import (
     attacks,
     clients,
     cohort,
-    config,
     evaluation,
     figures,
     metrics,
@@ -35,7 +38,6 @@ from fedser_utils import runs as stored
 from fedser_utils.randomisation import RESIZE_MODES, Randomise
 from fedser_utils.seeding import generator
 
-settings = config.notebook_settings(globals(), own={"draws": int})
 with config.refusals():
     run = stored.find_run(settings)
     data = partition.load_federation(run.settings)

@@ -201,6 +201,14 @@ def test_deepfool_in_linf_by_hand(affine):
     torch.testing.assert_close(moved, image(0.8, 0.4))
 
 
+def test_deepfool_keeps_to_a_range(affine):
+    x = image(0.0, 0.1)  # class 1; without a range it would end at (0.04, 0.08)
+    moved = deepfool(affine, x, steps=50, overshoot=0.02, clip=(0.095, 1.0))
+    assert attacks.predictions(affine, moved) == 0
+    assert moved[0, 0, 0, 1] == pytest.approx(0.095)
+    assert moved[0, 0, 0, 0] == pytest.approx(0.19, rel=0.03)
+
+
 def test_deepfool_among_the_likeliest_classes():
     # class 2 is the nearest by far, but the least likely of the three at first
     model = Affine([[0.0, 0.0], [1.0, 0.0], [0.0, 99.0]], [1.0, 0.5, 0.4]).eval()

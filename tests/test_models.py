@@ -1,4 +1,3 @@
-import shutil
 from functools import partial
 
 import pytest
@@ -61,27 +60,30 @@ DEVICES = [
         "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is at hand")
     ),
 ]
-ON_CPU = {"fgsm": 140, "pgd": 28, "deepfool": 14}  # clips; bf16 is slow on most CPUs
+ON_CPU = {"fgsm": 98, "pgd": 21, "deepfool": 7}  # clips; bf16 is slow on most CPUs
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", attacks.ATTACKS)
 def test_gradients_in_bf16_attack_as_well(name, device, trained):
-    """The same UAR within 0.3 points, or one clip where there are few."""
-    model, x, y = trained[0].to(device), trained[1].to(device), trained[2].to(device)
+    """The same UAR within 0.3 points, or within the two standard deviations that as many clips
+    with another fate, falling to either side by chance, would make."""
+    model, x, y = (part.to(device) for part in trained)
     n = ON_CPU[name] if device == "cpu" else len(x)
     x, y = x[:n], y[:n]
     own = {"epsilon": 0.05, "step_size": 0.01, "steps": 5, "overshoot": 0.02}
     attack = attacks.configured(name, **own)
-    said = [
-        attacks.predictions(model, evaluation.in_batches(partial(attack, aim), x, y))
-        for aim in (models.folded(model), models.Quick(model))
-    ]
+    clean, *said = (
+        attacks.predictions(model, evaluation.in_batches(partial(attack, aim), x, y) if aim else x)
+        for aim in (None, models.folded(model), models.Quick(model))
+    )
     model.to("cpu")
-    plain, quick = (metrics.uar(y.cpu(), each.cpu()) for each in said)
-    one_clip = 100 / y.unique().numel() / y.bincount()[y.unique()].min().item()
-    assert plain < metrics.uar(y.cpu(), attacks.predictions(model, x.cpu()))
-    assert abs(plain - quick) <= max(0.3, one_clip)
+    before, plain, quick = (metrics.uar(y.cpu(), each.cpu()) for each in (clean, *said))
+    fates = [each == y for each in said]
+    chance = 2 * 100 * (fates[0] != fates[1]).sum().item() ** 0.5 / n
+    assert plain < before
+    assert abs(plain - quick) <= max(0.3, chance)
+    assert (fates[0] != fates[1]).float().mean() <= 0.08
 
 
 def test_decisions_stay_in_fp32_and_gradients_point_the_same_way(trained):
@@ -93,10 +95,10 @@ def test_decisions_stay_in_fp32_and_gradients_point_the_same_way(trained):
     assert alike.min() > 0.95
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: no g++")
-def test_compiled_gives_the_same(trained):
+@pytest.mark.parametrize("device", DEVICES[1:])  # on CPU it passes too, in a minute
+def test_compiled_gives_the_same(device, trained):
     """Batches of several sizes; DeepFool takes several gradients of one forward pass."""
-    model, x, y = trained[0], trained[1][:6], trained[2][:6]
+    model, x, y = trained[0].to(device), trained[1][:6].to(device), trained[2][:6].to(device)
     plain, compiled = models.Quick(model), models.Quick(model, compiled=True)
     for name, settings in {
         "fgsm": {"epsilon": 0.05},
@@ -107,3 +109,4 @@ def test_compiled_gives_the_same(trained):
         torch.testing.assert_close(*lengths, rtol=0.05, atol=0.05)
         assert (attacks.predictions(model, one) == attacks.predictions(model, other)).all()
     assert torch.isfinite(compiled(x[:1])).all()
+    model.to("cpu")

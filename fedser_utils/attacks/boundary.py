@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedser_utils.attacks import target
-from fedser_utils.attacks.gradient import NORMS
+from fedser_utils.attacks.gradient import NORMS, kept
 from fedser_utils.attacks.target import TINY, Model
 from fedser_utils.config import choose, number
 
@@ -20,6 +20,7 @@ def deepfool(
     overshoot: float,
     classes: int | None = None,
     norm: str = "l2",
+    clip: tuple[float, float] | None = None,
     eot: int = 1,
 ) -> Tensor:
     """DeepFool (Moosavi-Dezfooli et al., 2016; paper, Eq. 3).
@@ -30,7 +31,8 @@ def deepfool(
 
     x: (batch, ...). y is not used, the attack is on the decision. classes: how many of the classes
     that were likeliest at first are considered, the decision included; None for all. norm: in
-    which "nearest" is meant, l2 or linf. eot: draws of a randomised model per gradient.
+    which "nearest" is meant, l2 or linf. clip: the range that x is kept in. eot: draws of a
+    randomised model per gradient.
 
     Returns the adversarial batch. Raises ValueError as ``target.checked`` does, and for values
     out of range.
@@ -50,10 +52,12 @@ def deepfool(
         active, scores = active[held], scores[held]
         if not len(active):
             break
-        walked[active] += _to_nearest_boundary(
-            model, walked[active], origin[active], rivals[active], scores, norm=norm, eot=eot
+        here = walked[active]
+        step_over = _to_nearest_boundary(
+            model, here, origin[active], rivals[active], scores, norm=norm, eot=eot
         )
-    return x + (1 + overshoot) * (walked - x)
+        walked[active] = kept(here + step_over, x[active], clip)
+    return kept(x + (1 + overshoot) * (walked - x), x, clip)
 
 
 def _scores(model: Model, x: Tensor, eot: int) -> Tensor:

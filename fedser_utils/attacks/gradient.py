@@ -94,7 +94,7 @@ def _climb(
     delta = torch.zeros_like(x)
     if random_start:
         delta = _inside(delta, norm, generator) * epsilon
-    moved = _kept(x + delta, x, clip)
+    moved = kept(x + delta, x, clip)
     active: slice | Tensor = slice(None)
     for _ in range(steps):
         if early_stop:
@@ -105,7 +105,7 @@ def _climb(
         here, origin = moved[active], x[active]
         slope = target.gradient(model, here, y[active], loss=loss, eot=eot)
         delta = here + step_size[active] * _steepest(slope, norm) - origin
-        moved[active] = _kept(origin + _projected(delta, epsilon[active], norm), origin, clip)
+        moved[active] = kept(origin + _projected(delta, epsilon[active], norm), origin, clip)
     return moved
 
 
@@ -131,7 +131,7 @@ def _inside(like: Tensor, norm: str, generator: torch.Generator | None) -> Tenso
     return share.view(-1, *[1] * (like.ndim - 1)) * direction / _lengths(direction)
 
 
-def _kept(moved: Tensor, origin: Tensor, clip: tuple[float, float] | None) -> Tensor:
+def kept(moved: Tensor, origin: Tensor, clip: tuple[float, float] | None) -> Tensor:
     """moved, in the range; where x itself is outside of the range, it stays as it was."""
     if clip is None:
         return moved

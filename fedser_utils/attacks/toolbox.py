@@ -78,7 +78,8 @@ def art_attack(
     known = [*TOOLBOX, *_classes(evasion)]
     class_name, defaults = TOOLBOX.get(choose("attack", name, known), (name, {}))
     kind = getattr(evasion, class_name)
-    classifier_name, *options = list(inspect.signature(kind).parameters)
+    signature = inspect.signature(kind).parameters
+    classifier_name, *options = signature
     for setting in settings:
         choose(f"setting of {name}", setting, options)
     x, y = target.checked(model, x, y, eot=eot)
@@ -88,7 +89,8 @@ def art_attack(
     low_high = None
     if class_name == "SquareAttack":
         settings = {"p_init": _widest_square(x)} | settings
-        low_high = (x.min().item() - settings["eps"], x.max().item() + settings["eps"])
+        reach = settings.get("eps", signature["eps"].default)
+        low_high = (x.min().item() - reach, x.max().item() + reach)  # ART insists on a range
     start = {}
     if class_name in ("HopSkipJump", "BoundaryAttack"):
         start = {"x_adv_init": _nearest_of_another_class(model, x, eot)}
