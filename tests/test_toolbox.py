@@ -69,5 +69,7 @@ def test_unknown_names_and_settings_list_the_choices(planted, clips):
         art_attack("pgdd", planted, clips)
     with pytest.raises(ValueError, match="setting of square 'epsilon' is unknown; choose from"):
         art_attack("square", planted, clips, epsilon=0.1)
+    with pytest.raises(ValueError, match="norm of square 2 is unknown; choose from inf"):
+        art_attack("square", planted, clips, norm=2)
     with pytest.raises(ValueError, match="NaN"):
         art_attack("square", planted, clips * torch.nan)

@@ -95,11 +95,11 @@ def _climb(
     if random_start:
         delta = _inside(delta, norm, generator) * epsilon
     moved = kept(x + delta, x, clip)
-    active: slice | Tensor = slice(None)
+    active = torch.arange(len(x), device=x.device) if early_stop else slice(None)
     for _ in range(steps):
         if early_stop:
-            recognised = target.predictions(model, moved, eot=eot) == y
-            active = recognised.nonzero()[:, 0]
+            decided = target.predictions(model, moved[active], eot=eot)
+            active = active[decided == y[active]]
             if not len(active):
                 break
         here, origin = moved[active], x[active]

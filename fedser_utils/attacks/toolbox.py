@@ -88,6 +88,7 @@ def art_attack(
     settings = {"verbose": False} | defaults | settings
     low_high = None
     if class_name == "SquareAttack":
+        choose("norm of square", settings.get("norm", np.inf), (np.inf, "inf"))
         settings = {"p_init": _widest_square(x)} | settings
         reach = settings.get("eps", signature["eps"].default)
         low_high = (x.min().item() - reach, x.max().item() + reach)  # ART insists on a range
