@@ -56,7 +56,7 @@ paper:  ## the paper's experiment on a GPU node: make paper CORPUS=/path/to/DEMo
 	@$(MAKE) --no-print-directory study PRESET=paper
 
 test: $(STAMP)  ## install, then run the tests (under 15 minutes)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	cd notebooks && PATH="$(BIN):$$PATH" jupyter lab

