@@ -1,8 +1,8 @@
-"""A model under the paper's four conditions -> one row per clip and condition (section 6.3).
+"""Models, clips, attacks and defences -> tidy rows of decisions.
 
-original and randomised clips; adversarial clips, made against the plain model; and the same
-adversarial clips seen through the randomisation. The attacker here does not know of the
-randomisation: a non-adaptive protocol.
+``evaluate`` is the paper's protocol (section 6.3): original and randomised clips; adversarial
+clips, made against the plain model; and the same adversarial clips seen through the
+randomisation. The attacker there does not know of the randomisation: it is not adaptive.
 """
 
 from __future__ import annotations
@@ -207,13 +207,16 @@ def uar_over_draws(
     randomise: Randomise,
     draws: int,
     seed: int,
-    pool: Executor,
+    pool: Executor | None = None,
 ) -> pd.Series:
     """UAR in percent behind the randomisation, once per draw: (draws,)."""
     plain = folded(model)
 
-    def once(number: int) -> float:
-        guarded = RandomisedModel(plain, randomise, generator(seed, "draw", number))
-        return uar(y.cpu(), in_batches(partial(predictions, guarded), x).cpu())
+    def randomly(x: Tensor, generator: torch.Generator) -> Tensor:
+        return predictions(RandomisedModel(plain, randomise, generator), x)
 
-    return pd.Series(list(pool.map(once, range(draws))), name="uar")
+    found = []
+    for number in range(draws):
+        own = partial(generator, seed, "draw", number)
+        found.append(uar(y.cpu(), in_batches(randomly, x, pool=pool, generators=own).cpu()))
+    return pd.Series(found, name="uar")

@@ -1,11 +1,14 @@
 """What attacks do to models, as tidy rows."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pandas as pd
 import pytest
 import soundfile
 import torch
 
 from fedser_utils import attacks, evaluation, features, metrics, models
+from fedser_utils.randomisation import Randomise
 from fedser_utils.seeding import generator
 
 
@@ -57,6 +60,17 @@ def test_random_starts_are_the_same_every_time(pair):
     )
     pd.testing.assert_frame_equal(one, other)
     assert one.shape == third.shape
+
+
+def test_draws_are_the_same_whatever_the_workers(pair):
+    study, x, y = pair
+    options = {"randomise": Randomise(), "draws": 3, "seed": 0}
+    found = []
+    for workers in (1, 3):
+        with ThreadPoolExecutor(workers) as pool:
+            found.append(evaluation.uar_over_draws(study["pgd"], x, y, pool=pool, **options))
+    assert found[0].tolist() == found[1].tolist()
+    assert len(found[0]) == 3
 
 
 def test_transfer_is_a_matrix(pair):
