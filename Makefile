@@ -44,7 +44,7 @@ study: $(STAMP)  ## notebooks 01 to 05: make study PRESET=demo CORPUS=folder
 	$(call run,02_fl_advtrain,02_fl_advtrain_fgsm,-p attack fgsm)
 	$(call run,02_fl_advtrain,02_fl_advtrain_pgd,-p attack pgd)
 	$(call run,02_fl_advtrain,02_fl_advtrain_deepfool,-p attack deepfool)
-	$(call run,03_attacks,03_attacks,-p full $(if $(filter demo,$(PRESET)),False,True))
+	$(call run,03_attacks,03_attacks)
 	$(call run,04_randomisation,04_randomisation)
 	$(call run,05_analysis,05_analysis)
 	@echo "tables and figures: $(OUTPUTS)/$(STUDY)"

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -21,6 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "notebooks" / "presets"
 SYNTHETIC = "synthetic"
+OWN = "notebooks"  # a preset's section for parameters that are no settings of a run
 
 
 class InputError(ValueError):
@@ -63,6 +65,7 @@ class Settings:
     speakers: int = _whole(68, 2, 68)
     clips: int = _whole(9365, 28, 9365)
     # federation
+    clients: str = _one_of("speakers", "speakers", "pooled")  # pooled: one client has all clips
     rounds: int = _whole(300, 1)
     strategy: str = _one_of("FedAvg", "FedAvg", "FedAdam")
     split: str = _one_of("speaker_dependent", "speaker_dependent", "speaker_independent")
@@ -115,8 +118,12 @@ class Settings:
 
     @property
     def model(self) -> str:
-        """What the model is called in tables: nature, or the attack it was trained with."""
-        return "nature" if self.attack == "none" else self.attack
+        """What the model is called in tables: nature, or the attack it was trained with; trained
+        on pooled clips, centralised, or e.g. centralised-pgd."""
+        own = "nature" if self.attack == "none" else self.attack
+        if self.clients == "pooled":
+            return "centralised" if own == "nature" else f"centralised-{own}"
+        return own
 
     @property
     def folder(self) -> Path:
@@ -129,7 +136,7 @@ class Settings:
 
 
 HOW = ("checkpoint_every", "device", "outputs")  # settings that do not change the result
-WHO = ("attack", "seed")  # settings that tell the runs of one study apart
+WHO = ("attack", "seed", "clients")  # settings that tell the runs of one study apart
 
 
 def _checked(spec: dataclasses.Field, value: Any) -> Any:
@@ -170,13 +177,18 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def _preset(name: str) -> dict[str, Any]:
+    return yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) or {}
+
+
 def load_settings(preset: str | None = None, **parameters: Any) -> Settings:
     """The preset's settings, with the parameters that are not None in their place.
 
     Raises InputError for an unknown preset or parameter, and for a value out of range.
     """
     preset = choose("preset", "demo" if preset is None else preset, preset_names())
-    values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()) or {}
+    values = _preset(preset)
+    values.pop(OWN, None)
     given = {name: value for name, value in parameters.items() if value is not None}
     known = sorted(spec.name for spec in dataclasses.fields(Settings))
     for name in [*values, *given]:
@@ -189,8 +201,8 @@ def notebook_settings(
 ) -> Settings:
     """The settings of a notebook: its parameters cell and what papermill put after it.
 
-    namespace: the notebook's ``globals()``; own: parameters of this notebook alone, with what
-    they must be: bool, a positive int or float, or a list of these ([int], [float]). papermill
+    namespace: the notebook's ``globals()``; own: parameters of this notebook alone, with their
+    kinds, for ``own_parameters``. papermill
     lets a misspelt name pass with a warning, so every name assigned in an injected cell must also
     stand in the notebook's own parameters cell (both start with ``# Parameters``). Also lets the
     package's log messages appear in the notebook.
@@ -204,10 +216,26 @@ def notebook_settings(
     with refusals():
         for name in sorted(injected - allowed):
             choose("parameter", name, sorted(allowed))
-        own = own or {}
+        settings = load_settings(**{n: namespace[n] for n in allowed - set(own or {})})
+    own_parameters(namespace, own or {}, settings)
+    return settings
+
+
+def own_parameters(
+    namespace: Mapping[str, Any], own: Mapping[str, Any], settings: Settings
+) -> SimpleNamespace:
+    """The parameters of one notebook alone; those that are None as the preset's section
+    ``notebooks`` says.
+
+    own: name -> kind: bool, a positive int or float, or a list of these ([int], [float]).
+    Raises SystemExit, in one line, for a value of another kind.
+    """
+    section = _preset(settings.preset).get(OWN, {})
+    found = {n: section.get(n) if namespace[n] is None else namespace[n] for n in own}
+    with refusals():
         for name, kind in own.items():
-            _refuse_other(name, namespace[name], kind)
-        return load_settings(**{name: namespace[name] for name in allowed - set(own)})
+            _refuse_other(name, found[name], kind)
+    return SimpleNamespace(**found)
 
 
 def _refuse_other(name: str, value: Any, kind: type | list[type]) -> None:

@@ -108,7 +108,7 @@ def careful_strategy(
 ) -> strategy.FedAvg:
     """Flower's strategy ``name``, made careful (see ``_Careful``)."""
     kind = type(name, (_Careful, getattr(strategy, name)), {})
-    made = kind(fraction_evaluate=0.0)
+    made = kind(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
     made.first_round, made.seed, made.min_replies = first_round, seed, min_replies
     made.buffers = frozenset(buffers)
     return made

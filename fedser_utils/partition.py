@@ -1,4 +1,5 @@
 """Clips -> clients: one speaker is one client, and every clip is for training or for testing.
+Pooled, one client has them all: training as if nobody kept their recordings (centralised).
 
 ``speaker_dependent`` (the paper's, section 6.1) puts a random fifth of each speaker's clips
 aside; ``speaker_independent`` puts a random fifth of the speakers aside.
@@ -22,6 +23,7 @@ from fedser_utils.seeding import rng
 
 TEST_SHARE = 0.2
 SPLITS = ("speaker_dependent", "speaker_independent")
+POOLED = "pooled"
 
 
 def split(clips: pd.DataFrame, *, how: str, seed: int) -> pd.Series:
@@ -49,7 +51,7 @@ def split(clips: pd.DataFrame, *, how: str, seed: int) -> pd.Series:
 class Federation:
     """A corpus shared out over clients.
 
-    clips: the corpus's table with the column split; clients: the speakers who train, sorted;
+    clips: the corpus's table with the columns split and client; clients: those who train, sorted;
     log_mels: (clips, 373, 64) float32, not standardised, in the table's order; mean, std: (64,)
     pooled from the clients' training clips.
     """
@@ -66,11 +68,23 @@ class Federation:
         return self.corpus.classes
 
     def table(self, part: str, client: str | None = None) -> pd.DataFrame:
-        """Rows of one part ("train" or "test"), of one speaker or of all."""
+        """Rows of one part ("train" or "test"), of one client or of all."""
         chosen = self.clips["split"] == part
         if client is not None:
-            chosen &= self.clips["speaker"] == client
+            chosen &= self.clips["client"] == client
         return self.clips[chosen]
+
+    def validation(self, *, share: float, seed: int) -> pd.DataFrame:
+        """A random share of each speaker's training clips, at least one: to tune on what is not
+        for testing. Models have been trained on them."""
+        train = self.clips[self.clips["split"] == "train"].sort_values("clip")
+        chosen = [
+            rng(seed, "validation", speaker).choice(
+                own.index, max(1, round(share * len(own))), replace=False
+            )
+            for speaker, own in train.groupby("speaker")
+        ]
+        return self.clips.loc[np.sort(np.concatenate(chosen))]
 
     def tensors(self, table: pd.DataFrame, *, device: str = "cpu") -> tuple[Tensor, Tensor]:
         """x: (n, 1, 373, 64) float32, standardised log-Mel; y: (n,) int64 class indices."""
@@ -87,24 +101,29 @@ class Federation:
         return features.StandardisedLogMel(self.mean, self.std).to(device)
 
 
-def federate(corpus: Corpus, *, split_by: str, seed: int, cache: Path) -> Federation:
+def federate(
+    corpus: Corpus, *, split_by: str, seed: int, cache: Path, pooled: bool = False
+) -> Federation:
     """Split a corpus, extract (or find) its log-Mels, and pool the clients' statistics.
+
+    pooled: one client with all training clips; everything else is the same.
 
     Raises InputError if fewer than two speakers are left to train, or nothing to test on.
     """
     clips = corpus.clips.assign(split=split(corpus.clips, how=split_by, seed=seed))
+    clips["client"] = POOLED if pooled else clips["speaker"]
     train = clips[clips["split"] == "train"]
-    clients = tuple(sorted(train["speaker"].unique()))
-    if len(clients) < 2 or len(train) == len(clips):
+    groups = dict(sorted(train.groupby("speaker").groups.items()))
+    if len(groups) < 2 or len(train) == len(clips):
         raise InputError(
-            f"corpus {corpus.root.name!r} is too small for split {split_by!r}: {len(clients)} "
-            f"clients with training clips, {len(clips) - len(train)} test clips"
+            f"corpus {corpus.root.name!r} is too small for split {split_by!r}: {len(groups)} "
+            f"speakers with training clips, {len(clips) - len(train)} test clips"
         )
     log_mels = features.cached_log_mels(
         corpus.root, list(clips["path"]), list(clips["digest"]), cache=cache
     )
-    groups = train.groupby("speaker").groups
-    mean, std = features.pool(features.client_sums(log_mels[groups[c]]) for c in clients)
+    mean, std = features.pool(features.client_sums(log_mels[own]) for own in groups.values())
+    clients = tuple(sorted(train["client"].unique()))
     return Federation(corpus, clips, clients, log_mels, mean, std)
 
 
@@ -118,5 +137,9 @@ def load_federation(settings: Settings) -> Federation:
             outputs, speakers=settings.speakers, clips=settings.clips, seed=0
         )
     return federate(
-        load_corpus(root), split_by=settings.split, seed=settings.seed, cache=outputs / "cache"
+        load_corpus(root),
+        split_by=settings.split,
+        seed=settings.seed,
+        cache=outputs / "cache",
+        pooled=settings.clients == POOLED,
     )

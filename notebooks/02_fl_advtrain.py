@@ -10,6 +10,7 @@
 preset: str = "demo"  # smoke, demo, paper
 corpus: str = None  # "synthetic", a folder of audio, or a CSV manifest (path, speaker, emotion)
 attack: str = None  # adversarial training with: none, fgsm, pgd, deepfool
+clients: str = None  # speakers, or pooled: one client with all clips (centralised)
 seed: int = None  # of split, weights, batches and draws
 rounds: int = None
 local_epochs: int = None

@@ -15,7 +15,7 @@ preset: str = "demo"  # smoke, demo, paper
 corpus: str = None  # as given to 02
 attack: str = None  # the attacked model, by what it was trained with: none, fgsm, pgd, deepfool
 seed: int = None  # of the attacked model's run
-full: bool = True  # False: the clip, the sizes and the curve over epsilon alone
+full: bool = None  # False: the clip, the sizes and the curve over epsilon alone
 epsilons: list = [0.005, 0.01, 0.02, 0.05, 0.1, 0.5]  # standardised log-Mel units
 iterations: list = [1, 2, 5, 10]  # steps of PGD and of DeepFool
 step_sizes: list = [0.005, 0.01, 0.025]  # PGD's, with 10 steps
@@ -28,7 +28,9 @@ outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 from fedser_utils import config
 
 OWN = {"full": bool, "epsilons": [float], "iterations": [int], "step_sizes": [float]}
-settings = config.notebook_settings(globals(), own=OWN | {"restarts": int, "snr_db": float})
+OWN |= {"restarts": int, "snr_db": float}
+settings = config.notebook_settings(globals(), own=OWN)
+own = config.own_parameters(globals(), OWN, settings)
 
 from functools import partial
 
@@ -77,9 +79,9 @@ figures.save(picture, settings.folder, "fig2", origin=run.id)
 
 # %%
 listen, sound = data.listener(device=device), data.sound(test.index[first], device=device)
-moved = attacks.waveform_pgd(aim, sound, truth, features=listen, snr_db=snr_db, steps=10)
-assert attacks.snr_db(sound, moved) > snr_db - 1e-3
-sounds = {"original": sound, f"PGD on the sound, {snr_db:g} dB": moved}
+moved = attacks.waveform_pgd(aim, sound, truth, features=listen, snr_db=own.snr_db, steps=10)
+assert attacks.snr_db(sound, moved) > own.snr_db - 1e-3
+sounds = {"original": sound, f"PGD on the sound, {own.snr_db:g} dB": moved}
 sounds |= {f"{name}, approximate": listen.approximate_sound(v) for name, v in seen.items()}
 heard = evaluation.heard(model, listen, sounds, settings.folder / "audio")
 players(heard, data.classes, truth=data.classes[int(truth)])
@@ -103,7 +105,9 @@ sizes.round(3)
 # A sound attack gets stronger with epsilon, and at a large one nothing is recognised any more.
 
 # %%
-strengths = {(n, e): at(n, epsilon=e, step_size=e / 4) for n in ("fgsm", "pgd") for e in epsilons}
+strengths = {
+    (n, e): at(n, epsilon=e, step_size=e / 4) for n in ("fgsm", "pgd") for e in own.epsilons
+}
 by_epsilon = metrics.uar_by(under(strengths), ["attack", "value"]).assign(run=run.id)
 show = partial(figures.uar_against, x="value", chance=100 / len(data.classes), caption=run.id)
 picture = show(by_epsilon, xlabel="epsilon [standardised log-Mel]")
@@ -116,10 +120,10 @@ figures.save(picture, settings.folder, "uar_by_epsilon", origin=run.id, rows=by_
 # (This and what follows only in full.)
 
 # %%
-if full:
-    sweeps = {(n, k): at(n, steps=k) for n in ("pgd", "deepfool") for k in iterations}
-    sweeps |= {("pgd, 10 steps of", s): at("pgd", steps=10, step_size=s) for s in step_sizes}
-    several = {k: at("pgd", random_start=True, restarts=k) for k in (1, restarts)}
+if own.full:
+    sweeps = {(n, k): at(n, steps=k) for n in ("pgd", "deepfool") for k in own.iterations}
+    sweeps |= {("pgd, 10 steps of", s): at("pgd", steps=10, step_size=s) for s in own.step_sizes}
+    several = {k: at("pgd", random_start=True, restarts=k) for k in (1, own.restarts)}
     sweeps |= {("pgd, random starts", k): attack for k, attack in several.items()}
     found = metrics.uar_by(under(sweeps), ["attack", "value"]).assign(run=run.id)
     by_steps = found["attack"].isin(attacks.ATTACKS)
@@ -133,7 +137,7 @@ if full:
 # PGD against each model of the study, shown to every other.
 
 # %%
-if full:
+if own.full:
     study = {r.config["model"]: models.load(r).to(device) for r in stored.study_runs(settings)}
     rows = evaluation.transfer(study, x, y, three["pgd"], bf16=bf16)
     transfer = metrics.uar_by(rows, ["source", "target"])
@@ -148,7 +152,7 @@ if full:
 # among them.
 
 # %%
-if full:
+if own.full:
     ensemble = {("none", None): None, ("fgsm", None): at("fgsm"), ("pgd", None): at("pgd")}
     more = {f"pgd {loss}, 20 steps": at("pgd", loss=loss, steps=20) for loss in ("ce", "cw", "dlr")}
     auto = {"eps": run.settings.epsilon, "max_iter": 10}
@@ -169,7 +173,7 @@ if full:
 # figures above mean nothing. (ART's universal perturbation stops at 80 %.)
 
 # %%
-if full:
+if own.full:
     weak = models.Planted(len(data.classes), generator=generator(0, "planted")).to(device)
     arts = {name: partial(attacks.art_attack, name) for name in attacks.TOOLBOX}
     fooled = evaluation.fooled(weak, x[:5], three | arts)

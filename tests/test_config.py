@@ -76,3 +76,17 @@ def test_a_notebooks_own_parameters(kind, good, bad, words):
     assert config.notebook_settings(notebook | {"own": good}, own={"own": kind}).preset == "smoke"
     with pytest.raises(SystemExit, match=words):
         config.notebook_settings(notebook | {"own": bad}, own={"own": kind})
+
+
+def test_a_notebooks_own_parameters_come_from_the_preset_or_the_cell():
+    settings = config.load_settings("demo")
+    own = config.own_parameters({"full": None, "draws": 3}, {"full": bool, "draws": int}, settings)
+    assert (own.full, own.draws) == (False, 3)
+    with pytest.raises(SystemExit, match="full 1.5 is unknown; choose from True, False"):
+        config.own_parameters({"full": 1.5}, {"full": bool}, settings)
+
+
+def test_a_pooled_model_has_its_own_name():
+    pooled = config.load_settings("demo", clients="pooled")
+    assert pooled.model == "centralised"
+    assert config.load_settings("demo", clients="pooled", attack="pgd").model == "centralised-pgd"

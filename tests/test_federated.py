@@ -12,9 +12,11 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedser_utils import checkpoints, clients, cohort, federated, runs
+from fedser_utils import checkpoints, clients, cohort, federated, models, runs
 from fedser_utils.federated import RoundError, careful_strategy
-from fedser_utils.training import Update
+from fedser_utils.partition import load_federation
+from fedser_utils.seeding import generator
+from fedser_utils.training import Update, client_update
 
 
 @pytest.fixture
@@ -157,6 +159,27 @@ def test_a_run_leaves_tidy_rows(nature, federation):
     config = json.loads((run.folder / "config.json").read_text())
     assert config["device"] == "cpu"
     assert not list(run.folder.rglob("*.pkl"))
+
+
+def test_a_pooled_run_is_plain_training_on_all_clips(tiny):
+    """One client: FedAvg's mean is its own weights, and Adam goes on from round to round."""
+    settings = dataclasses.replace(tiny, clients="pooled")
+    run = federated.train(settings)
+    assert run.config["model"] == "centralised"
+    data = load_federation(settings)
+    x, y = data.tensors(data.table("train"))
+    model = clients.new_model(settings, len(data.classes))
+    weights, adam = models.state_arrays(clients.new_model(settings, len(data.classes))), None
+    for number in range(1, settings.rounds + 1):
+        update = client_update(
+            model, weights, x, y, generator=generator(settings.seed, "round", number, "pooled"),
+            epochs=1, batch_size=8, learning_rate=settings.learning_rate, optimiser=adam,
+            bf16=clients.uses_bf16(settings, "cpu"),
+        )  # fmt: skip
+        weights, adam = update.weights, update.optimiser
+    stored = runs.load_model(run)
+    for name, value in weights.items():
+        np.testing.assert_allclose(stored[name], value.numpy(), rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_a_complete_run_is_found_not_trained_again(nature, tiny, monkeypatch):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,3 +49,21 @@ def test_too_small_a_corpus_is_refused(federation, tmp_path):
     corpus = corpora.Corpus(federation.corpus.root, "demos", small, federation.classes, None)
     with pytest.raises(InputError, match="too small for split 'speaker_dependent'"):
         partition.federate(corpus, split_by="speaker_dependent", seed=0, cache=tmp_path)
+
+
+def test_pooled_clips_are_one_clients_and_all_else_is_the_same(tiny, federation):
+    pooled = partition.load_federation(dataclasses.replace(tiny, clients="pooled"))
+    assert pooled.clients == ("pooled",)
+    assert len(pooled.table("train", "pooled")) == len(federation.table("train"))
+    assert pooled.clips["split"].equals(federation.clips["split"])
+    assert (pooled.mean == federation.mean).all()
+    assert (pooled.std == federation.std).all()
+
+
+def test_validation_clips_are_training_clips_of_every_speaker(federation):
+    chosen = federation.validation(share=0.2, seed=0)
+    assert set(chosen["split"]) == {"train"}
+    assert set(chosen["speaker"]) == set(federation.clients)
+    assert chosen.index.is_unique
+    assert len(chosen) == pytest.approx(0.2 * len(federation.table("train")), abs=3)
+    assert not chosen.equals(federation.validation(share=0.2, seed=1))
