@@ -227,7 +227,8 @@ def own_parameters(
     """The parameters of one notebook alone; those that are None as the preset's section
     ``notebooks`` says.
 
-    own: name -> kind: bool, a positive int or float, or a list of these ([int], [float]).
+    own: name -> kind: bool, a positive int or float, or a list of these ([int], [float]); or
+    "real", any finite number.
     Raises SystemExit, in one line, for a value of another kind.
     """
     section = _preset(settings.preset).get(OWN, {})
@@ -238,8 +239,8 @@ def own_parameters(
     return SimpleNamespace(**found)
 
 
-def _refuse_other(name: str, value: Any, kind: type | list[type]) -> None:
-    """InputError unless ``value`` is of the kind: bool, a positive number, or a list of them."""
+def _refuse_other(name: str, value: Any, kind: Any) -> None:
+    """InputError unless ``value`` is of the kind, as ``own_parameters`` has them."""
     if isinstance(kind, list):
         if not isinstance(value, list) or not value:
             raise InputError(f"{name} {value!r} must be a list of numbers, such as [1, 2]")
@@ -247,6 +248,8 @@ def _refuse_other(name: str, value: Any, kind: type | list[type]) -> None:
             _refuse_other(name, each, kind[0])
     elif kind is bool:
         choose(name, value, (True, False))
+    elif kind == "real":
+        number(name, value, type=float, low=-1e18)
     else:
         number(name, value, type=kind, **({"low": 1} if kind is int else {"low": 0, "above": True}))
 

@@ -8,11 +8,12 @@ randomisation. The attacker there does not know of the randomisation: it is not 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 from fedser_utils import audio, features
 from fedser_utils.attacks import Model, perceptibility, predictions
 from fedser_utils.cohort import worker_pool
-from fedser_utils.metrics import conditions, uar
+from fedser_utils.metrics import conditions
 from fedser_utils.models import VGG15, attackable, folded
-from fedser_utils.randomisation import Draw, Randomise, RandomisedModel
+from fedser_utils.randomisation import Draw, Randomise
 from fedser_utils.seeding import generator
 
 Attack = Callable[..., Tensor]
@@ -199,24 +200,17 @@ def heard(
     return pd.DataFrame(rows, columns=["sound", "path", "y_pred"])
 
 
-def uar_over_draws(
-    model: VGG15,
-    x: Tensor,
-    y: Tensor,
-    *,
-    randomise: Randomise,
-    draws: int,
-    seed: int,
-    pool: Executor | None = None,
-) -> pd.Series:
-    """UAR in percent behind the randomisation, once per draw: (draws,)."""
-    plain = folded(model)
+def draw_rows(decided: Tensor, **facts: Any) -> pd.DataFrame:
+    """Rows (draw, index, y_pred, and the facts) of decisions (draws, n) or (n,)."""
+    decided = decided.cpu().numpy().reshape(-1, decided.shape[-1])
+    draw, index = np.indices(decided.shape).reshape(2, -1)
+    return pd.DataFrame({"draw": draw, "index": index, "y_pred": decided.ravel()} | facts)
 
-    def randomly(x: Tensor, generator: torch.Generator) -> Tensor:
-        return predictions(RandomisedModel(plain, randomise, generator), x)
 
-    found = []
-    for number in range(draws):
-        own = partial(generator, seed, "draw", number)
-        found.append(uar(y.cpu(), in_batches(randomly, x, pool=pool, generators=own).cpu()))
-    return pd.Series(found, name="uar")
+def labelled(rows: pd.DataFrame, clips: pd.DataFrame, classes: Sequence[str], **facts: Any):
+    """Rows with an index (of the clip) and y_pred (of the class) -> rows with clip, speaker,
+    y_true and y_pred by name, and the facts. clips: the table that the index counts in."""
+    of_clip = clips.iloc[rows["index"]]
+    names = {name: of_clip[name].to_numpy() for name in ("clip", "speaker")}
+    names |= {"y_true": of_clip["emotion"].to_numpy(), "y_pred": np.array(classes)[rows["y_pred"]]}
+    return rows.drop(columns="index").assign(**facts, **names)

@@ -238,7 +238,7 @@ class _Log:
         self.run, self.settings, self.model = run, settings, model
         self.test = data.table("test")
         self.x, self.y = data.tensors(self.test, device=device_of(settings))
-        self.classes = np.array(data.classes)
+        self.classes = data.classes
         self.predictions, self.rounds = run.table("predictions"), run.table("rounds")
         if len(self.rounds):
             self.predictions = self.predictions[self.predictions["round"] <= first]
@@ -258,16 +258,8 @@ class _Log:
             bf16=uses_bf16(settings, device_of(settings)),
             pool=pool,
         )
-        of_clip = self.test.iloc[rows.pop("index")]
-        rows = rows.assign(
-            run=self.run.id,
-            model=settings.model,
-            round=number,
-            clip=of_clip["clip"].to_numpy(),
-            speaker=of_clip["speaker"].to_numpy(),
-            y_true=of_clip["emotion"].to_numpy(),
-            y_pred=self.classes[rows["y_pred"]],
-        )[runs.PREDICTIONS]
+        facts = {"run": self.run.id, "model": settings.model, "round": number}
+        rows = evaluation.labelled(rows, self.test, self.classes, **facts)[runs.PREDICTIONS]
         scored = metrics.scores(rows).assign(
             train_loss=made.loss, clients_asked=made.asked, clients_replied=made.replied
         )

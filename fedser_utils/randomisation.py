@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedser_utils.config import choose
 
 RESIZE_MODES = ("bilinear", "nearest")
+FRAMES, MELS = 373, 64  # of a log-Mel image
 
 
 class Draw(NamedTuple):
@@ -34,8 +35,8 @@ class Randomise(nn.Module):
     def __init__(
         self,
         *,
-        frames: tuple[int, int] = (373, 380),
-        mels: tuple[int, int] = (64, 66),
+        frames: tuple[int, int] = (FRAMES, 380),
+        mels: tuple[int, int] = (MELS, 66),
         padded: tuple[int, int] = (380, 66),
         value: float = 0.5,
         mode: str = "bilinear",
@@ -47,6 +48,13 @@ class Randomise(nn.Module):
         self.ranges, self.padded, self.value = (frames, mels), padded, value
         self.mode = choose("resize", mode, RESIZE_MODES)
         self.training = False  # there is nothing to train: it never stands in an attack's way
+
+    @classmethod
+    def with_margins(cls, frames: int, mels: int, **options: float | str) -> Randomise:
+        """Enlarged by fewer than ``frames`` frames and ``mels`` bands (by nothing where that is
+        1), padded by so many: the paper's are 7 and 2."""
+        ranges = {"frames": (FRAMES, FRAMES + frames), "mels": (MELS, MELS + mels)}
+        return cls(**ranges, padded=(FRAMES + frames, MELS + mels), **options)
 
     def draw(self, batch: int, generator: torch.Generator) -> Draw:
         """Sizes and offsets, uniform, for ``batch`` clips; on the generator's device."""

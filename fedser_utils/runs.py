@@ -15,7 +15,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -219,6 +219,12 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], **metadata: str) -
 def load_arrays(path: Path) -> Arrays:
     """What ``save_arrays`` wrote."""
     return load_file(path)
+
+
+def origin(runs: Sequence[Run]) -> str:
+    """Where a figure comes from: runs, the commits they were made with, and the present one."""
+    made = ", ".join(sorted({run.config["commit"] for run in runs}))
+    return f"runs {', '.join(run.id for run in runs)}; made with {made}; drawn with {commit()}"
 
 
 def commit() -> str:

@@ -1,14 +1,11 @@
 """What attacks do to models, as tidy rows."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pandas as pd
 import pytest
 import soundfile
 import torch
 
 from fedser_utils import attacks, evaluation, features, metrics, models
-from fedser_utils.randomisation import Randomise
 from fedser_utils.seeding import generator
 
 
@@ -62,17 +59,6 @@ def test_random_starts_are_the_same_every_time(pair):
     assert one.shape == third.shape
 
 
-def test_draws_are_the_same_whatever_the_workers(pair):
-    study, x, y = pair
-    options = {"randomise": Randomise(), "draws": 3, "seed": 0}
-    found = []
-    for workers in (1, 3):
-        with ThreadPoolExecutor(workers) as pool:
-            found.append(evaluation.uar_over_draws(study["pgd"], x, y, pool=pool, **options))
-    assert found[0].tolist() == found[1].tolist()
-    assert len(found[0]) == 3
-
-
 def test_transfer_is_a_matrix(pair):
     study, x, y = pair
     fgsm = attacks.configured("fgsm", epsilon=0.05, step_size=0.0, steps=1, overshoot=0.0)
@@ -119,3 +105,15 @@ def test_what_is_heard_is_what_was_written(trained, speakers4, tmp_path):
         torch.testing.assert_close(torch.from_numpy(written), sounds[name][0], rtol=0, atol=1e-4)
         image = listen(features.sound(path))
         assert attacks.predictions(trained[0], image).item() == y_pred
+
+
+def test_rows_of_draws_and_their_names():
+    clips = pd.DataFrame({"clip": ["c", "d"], "speaker": ["s", "t"], "emotion": ["fear", "joy"]})
+    rows = evaluation.draw_rows(torch.tensor([[0, 1], [1, 1], [0, 0]]), attack="pgd")
+    rows = evaluation.labelled(rows, clips, ("fear", "joy"), run="r")
+    assert rows["draw"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert rows["clip"].tolist() == ["c", "d"] * 3
+    assert rows["y_true"].tolist() == ["fear", "joy"] * 3
+    assert rows["y_pred"].tolist() == ["fear", "joy", "joy", "joy", "fear", "fear"]
+    assert set(rows["attack"] + rows["run"]) == {"pgdr"}
+    assert len(evaluation.draw_rows(torch.tensor([1, 0]))) == 2

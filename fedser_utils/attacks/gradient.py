@@ -42,6 +42,7 @@ def pgd(
     norm: str = "linf",
     clip: tuple[float, float] | None = None,
     loss: str = "ce",
+    start: Tensor | None = None,
     random_start: bool = False,
     restarts: int = 1,
     early_stop: bool = False,
@@ -55,10 +56,10 @@ def pgd(
     all clips or (batch,). norm: linf (steps along the gradient's sign) or l2. clip: the range
     that x is kept in, besides. loss: ce, cw (the margin) or dlr.
 
-    random_start: begin anywhere in the ball, drawn from ``generator`` (torch's own if None).
-    restarts: further starts for the clips that are still recognised; the larger margin counts.
-    early_stop: a clip takes no more steps once it is not recognised. eot: draws of a randomised
-    model per gradient.
+    start: (batch, ...) what an earlier attack on x reached, to go on from. random_start: begin
+    anywhere in the ball, drawn from ``generator`` (torch's own if None). restarts: further starts
+    for the clips that are still recognised; the larger margin counts. early_stop: a clip takes no
+    more steps once it is not recognised. eot: draws of a randomised model per gradient.
 
     Returns the adversarial batch. Raises ValueError as ``target.checked`` does, and for values
     out of range.
@@ -66,6 +67,8 @@ def pgd(
     x, y = target.checked(model, x, y, eot=eot, loss=loss)
     choose("norm", norm, NORMS)
     number("steps", steps)
+    if start is not None and (random_start or start.shape != x.shape):
+        raise ValueError(f"start {tuple(start.shape)} needs x's shape and random_start=False")
     if number("restarts", restarts) > 1 and not random_start:
         raise ValueError(f"restarts {restarts} would all be the same; set random_start=True")
     epsilon, step_size = _per_clip("epsilon", epsilon, x), _per_clip("step_size", step_size, x)
@@ -73,7 +76,7 @@ def pgd(
         _climb, model, steps=steps, norm=norm, clip=clip, loss=loss, random_start=random_start,
         early_stop=early_stop, eot=eot, generator=generator,
     )  # fmt: skip
-    best = climb(x, y, epsilon, step_size)
+    best = climb(x, y, epsilon, step_size, start)
     for _ in range(restarts - 1):
         held = (target.predictions(model, best, eot=eot) == y).nonzero()[:, 0]
         if not len(held):
@@ -86,12 +89,12 @@ def pgd(
 
 
 def _climb(
-    model: Model, x: Tensor, y: Tensor, epsilon: Tensor, step_size: Tensor, *, steps: int,
-    norm: str, clip: tuple[float, float] | None, loss: str, random_start: bool, early_stop: bool,
-    eot: int, generator: torch.Generator | None,
+    model: Model, x: Tensor, y: Tensor, epsilon: Tensor, step_size: Tensor,
+    start: Tensor | None = None, *, steps: int, norm: str, clip: tuple[float, float] | None,
+    loss: str, random_start: bool, early_stop: bool, eot: int, generator: torch.Generator | None,
 ) -> Tensor:  # fmt: skip
     """One ascent from one start, for every clip of the batch."""
-    delta = torch.zeros_like(x)
+    delta = torch.zeros_like(x) if start is None else _projected(start - x, epsilon, norm)
     if random_start:
         delta = _inside(delta, norm, generator) * epsilon
     moved = kept(x + delta, x, clip)
