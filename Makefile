@@ -11,11 +11,9 @@ QUIET := --quiet --disable-pip-version-check
 OUTPUTS ?= $(CURDIR)/outputs
 PRESET ?= demo
 CORPUS ?= synthetic
-STUDY = $(PRESET)$(if $(filter synthetic,$(CORPUS)),,-$(patsubst %.csv,%,$(notdir $(patsubst %/,%,$(CORPUS)))))
-DONE = $(OUTPUTS)/$(STUDY)/notebooks
+STUDY = $(BIN)/python -m fedser_utils.study --corpus "$(CORPUS)" --outputs "$(OUTPUTS)"
 
-.PHONY: help install demo study paper test lab lint clean
-
+.PHONY: help install demo study paper adaptive test lab lint clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -28,32 +26,17 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## make .venv and install everything, pinned, into it
 
-# one notebook, headless: $(call run,NOTEBOOK,NAME OF ITS COPY,MORE PARAMETERS); what it says goes
-# to a log beside the copy, and is shown if it fails
-define run
-	@echo "$(2)"
-	@cd notebooks && PATH="$(BIN):$$PATH" papermill --no-progress-bar $(1).ipynb "$(DONE)/$(2).ipynb" \
-	  -p preset $(PRESET) -p corpus "$(if $(filter synthetic,$(CORPUS)),synthetic,$(abspath $(CORPUS)))" -p outputs "$(OUTPUTS)" $(3) > "$(DONE)/$(2).log" 2>&1 \
-	  || { cat "$(DONE)/$(2).log"; exit 1; }
-endef
+demo: $(STAMP)  ## install, then run 01 to 05 on the embedded corpus (CPU, under 10 minutes)
+	@$(STUDY) --preset demo
 
-study: $(STAMP)  ## notebooks 01 to 05: make study PRESET=demo CORPUS=folder
-	@mkdir -p "$(DONE)"
-	$(call run,01_data,01_data)
-	$(call run,02_fl_advtrain,02_fl_advtrain_none,-p attack none)
-	$(call run,02_fl_advtrain,02_fl_advtrain_fgsm,-p attack fgsm)
-	$(call run,02_fl_advtrain,02_fl_advtrain_pgd,-p attack pgd)
-	$(call run,02_fl_advtrain,02_fl_advtrain_deepfool,-p attack deepfool)
-	$(call run,03_attacks,03_attacks)
-	$(call run,04_randomisation,04_randomisation)
-	$(call run,05_analysis,05_analysis)
-	@echo "tables and figures: $(OUTPUTS)/$(STUDY)"
+study: $(STAMP)  ## what is left of notebooks 01 to 05: make study PRESET=demo CORPUS=folder
+	@$(STUDY) --preset "$(PRESET)"
 
-demo:  ## install, then run 01 to 05 on the embedded corpus (CPU, under 10 minutes)
-	@$(MAKE) --no-print-directory study PRESET=demo
+adaptive: $(STAMP)  ## notebook 06 alone, for a study that has been trained
+	@$(STUDY) --preset "$(PRESET)" --steps adaptive
 
-paper:  ## the paper's experiment on a GPU node: make paper CORPUS=/path/to/DEMoS
-	@$(MAKE) --no-print-directory study PRESET=paper
+paper: $(STAMP)  ## all notebooks as in the paper, on a GPU node: make paper CORPUS=/path/to/DEMoS
+	@$(STUDY) --preset paper --steps all
 
 test: $(STAMP)  ## install, then run the tests (under 15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile

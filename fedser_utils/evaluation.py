@@ -37,15 +37,17 @@ def in_batches(
     *columns: Tensor,
     pool: Executor | None = None,
     generators: Callable[[int], torch.Generator] | None = None,
+    copies: int = 1,
 ) -> Tensor:
     """``function`` over batches of ``columns`` (equally long tensors), joined again.
 
-    The batches are of a size that suits the device, and run side by side on the pool's workers,
-    on a pool of their own if None. generators: a function that draws is given, as ``generator``,
+    The batches are of a size that suits the device, divided by the ``copies`` that the function
+    makes of each clip, and run side by side on the pool's workers, on a pool of their own if None. generators: a function that draws is given, as ``generator``,
     what this makes of a batch's number, so that the workers' order changes nothing.
     """
     device = columns[0].device.type
-    batches = list(zip(*(column.split(BATCH[device]) for column in columns), strict=True))
+    size = max(1, BATCH[device] // copies)
+    batches = list(zip(*(column.split(size) for column in columns), strict=True))
 
     def run(number: int) -> Tensor:
         own = {} if generators is None else {"generator": generators(number)}
@@ -207,10 +209,14 @@ def draw_rows(decided: Tensor, **facts: Any) -> pd.DataFrame:
     return pd.DataFrame({"draw": draw, "index": index, "y_pred": decided.ravel()} | facts)
 
 
-def labelled(rows: pd.DataFrame, clips: pd.DataFrame, classes: Sequence[str], **facts: Any):
+def labelled(
+    rows: pd.DataFrame, clips: pd.DataFrame, classes: Sequence[str], **facts: Any
+) -> pd.DataFrame:
     """Rows with an index (of the clip) and y_pred (of the class) -> rows with clip, speaker,
-    y_true and y_pred by name, and the facts. clips: the table that the index counts in."""
-    of_clip = clips.iloc[rows["index"]]
+    y_true and y_pred by name, and the facts. clips: the table that the index counts in, whose
+    emotion is the truth, unless the rows have a y_true (of the class) of their own."""
+    of_clip, by_name = clips.iloc[rows["index"]], np.array(classes)
+    truth = by_name[rows["y_true"]] if "y_true" in rows else of_clip["emotion"].to_numpy()
     names = {name: of_clip[name].to_numpy() for name in ("clip", "speaker")}
-    names |= {"y_true": of_clip["emotion"].to_numpy(), "y_pred": np.array(classes)[rows["y_pred"]]}
+    names |= {"y_true": truth, "y_pred": by_name[rows["y_pred"]]}
     return rows.drop(columns="index").assign(**facts, **names)

@@ -6,8 +6,10 @@ One style for all: column width, colours that the colour-blind and a grey printe
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -18,13 +20,26 @@ from matplotlib.figure import Figure
 
 from fedser_utils.metrics import confusion
 from fedser_utils.runs import write_table
-from fedser_utils.tables import ATTACK_NAMES, CONDITIONS, MODELS, class_order
+from fedser_utils.tables import (
+    ATTACK_NAMES,
+    CONDITIONS,
+    KEY,
+    MODEL_NAMES,
+    MODELS,
+    class_order,
+    in_order,
+    last_round,
+    ordered,
+)
 
 COLUMN, PAGE = 3.5, 7.16  # inches: one and two columns of an IEEE page
 SECONDS_PER_FRAME = 256 / 16_000
-MARKERS = {"nature": "o", "fgsm": "s", "pgd": "^", "deepfool": "D"}
-_OKABE_ITO = {"nature": "#000000", "fgsm": "#E69F00", "pgd": "#0072B2", "deepfool": "#009E73"}
-_DASHES = {"none": "-", "fgsm": (0, (5, 1.5)), "pgd": (0, (1, 1)), "deepfool": (0, (4, 1, 1, 1))}
+MARKERS = {"nature": "o", "fgsm": "s", "pgd": "^", "deepfool": "D", "centralised": "v"}
+_OKABE_ITO = {
+    "nature": "#000000", "fgsm": "#E69F00", "pgd": "#0072B2", "deepfool": "#009E73",
+    "centralised": "#D55E00",
+}  # fmt: skip
+_DASHES = {"fgsm": (0, (5, 1.5)), "pgd": (0, (1, 1)), "deepfool": (0, (4, 1, 1, 1))}
 
 STYLE = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
@@ -35,6 +50,7 @@ STYLE = {
 }  # fmt: skip
 
 
+@mpl.rc_context(STYLE)  # the PDF's fonts and the PNG's dpi are settled when saving
 def save(
     figure: Figure, folder: Path, name: str, *, origin: str = "", rows: pd.DataFrame | None = None
 ) -> Figure:
@@ -50,23 +66,24 @@ def save(
 
 def _finished(figure: Figure, caption: str = "") -> Figure:
     if caption:
-        figure.supxlabel(caption, fontsize=6, color="0.4")
+        wrapped = textwrap.fill(caption, width=int(22 * figure.get_figwidth()))
+        figure.supxlabel(wrapped, fontsize=6, color="0.3")
     plt.close(figure)  # returned to be shown once, not a second time at the cell's end
     return figure
 
 
 def label(model: str, attack: str = "none") -> str:
     """A curve's name in the paper's words."""
-    name = "Nature" if model == "nature" else f"AdvTrain {ATTACK_NAMES[model]}"
-    return name if attack == "none" else f"{name}, {ATTACK_NAMES[attack]} attk."
+    name = MODEL_NAMES.get(model, model)
+    return name if attack == "none" else f"{name}, {ATTACK_NAMES.get(attack, attack)} attk."
 
 
 @mpl.rc_context(STYLE)
 def uar_by_round(rounds: pd.DataFrame, *, condition: str = "original", caption: str = "") -> Figure:
     """Fig. 4: test UAR against the round, a curve per model. rounds: rows of ``rounds.csv``."""
-    figure, axes = plt.subplots(figsize=(COLUMN, 2.5))
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.7))
     _curves(axes, rounds[rounds["condition"] == condition])
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     return _finished(figure, caption)
 
 
@@ -83,34 +100,82 @@ def four_conditions(rounds: pd.DataFrame, *, caption: str = "") -> Figure:
     for axes in (grid[0, 0], grid[1, 0]):
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(text, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
     return _finished(figure, caption)
 
 
 def _curves(axes: plt.Axes, rounds: pd.DataFrame) -> None:
     """A curve per model and attack: the mean over seeds, and their deviation as a band."""
-    for model in MODELS:
-        for attack in ATTACK_NAMES:
-            own = rounds[(rounds["model"] == model) & (rounds["attack"] == attack)]
-            if own.empty:
-                continue
-            by_round = own.groupby("round")["uar"]
+    for model in ordered(rounds["model"], MODEL_NAMES):
+        of_model = rounds[rounds["model"] == model]
+        for attack in ordered(of_model["attack"], ATTACK_NAMES):
+            by_round = of_model[of_model["attack"] == attack].groupby("round")["uar"]
             mean, deviation = by_round.mean(), by_round.std().fillna(0)
-            axes.plot(
-                mean.index, mean, label=label(model, attack), color=_OKABE_ITO[model],
-                marker=MARKERS[model if attack == "none" else attack], linestyle=_DASHES[attack],
-                markerfacecolor=_OKABE_ITO[model] if model != "nature" else "white",
-            )  # fmt: skip
+            look = _look(model, attack)
+            axes.plot(mean.index, mean, label=label(model, attack), clip_on=False, **look)
             if by_round.count().max() > 1:
                 axes.fill_between(
-                    mean.index,
-                    mean - deviation,
-                    mean + deviation,
-                    color=_OKABE_ITO[model],
-                    alpha=0.15,
-                )
+                    mean.index, mean - deviation, mean + deviation, color=look["color"],
+                    alpha=0.15, linewidth=0,
+                )  # fmt: skip
     axes.set(xlabel="Round", ylabel="UAR [%]", ylim=(0, 100))
     axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _look(model: str, attack: str) -> dict[str, Any]:
+    """A curve's style: the colour says the training; dashes and marker the attack, or without one
+    again the training. Filled markers: adversarially trained federated models; large ones on a
+    thin line: centralised."""
+    training = model.removeprefix("centralised-")
+    central = model.startswith("centralised")
+    seen = training if attack == "none" else attack
+    colour = _OKABE_ITO.get(training, "0.4")
+    return {
+        "color": colour, "linestyle": _DASHES.get(seen, "-"), "marker": MARKERS.get(seen, "o"),
+        "markerfacecolor": "white" if central or model == "nature" else colour,
+        "linewidth": 0.7 if central else 1.2, "markersize": 5 if central else 3.5,
+    }  # fmt: skip
+
+
+@mpl.rc_context(STYLE)
+def speakers(each: pd.DataFrame, *, caption: str = "") -> Figure:
+    """UAR of every speaker, a row per model and attack, a panel per condition. each: as
+    ``comparisons.by_speaker`` gives it."""
+    panels = {
+        condition: list(each[each["condition"] == condition].groupby(KEY[:2], sort=False))
+        for condition in CONDITIONS
+    }
+    heights = [len(panels["original"]), len(panels["adversarial"])]
+    size = PAGE, 1.7 + 0.2 * sum(heights)
+    figure, grid = plt.subplots(
+        2, 2, figsize=size, sharex=True, sharey="row", height_ratios=heights
+    )
+    for axes, letter, (condition, own) in zip(grid.flat, "abcd", panels.items(), strict=True):
+        shown = [_speakers(axes, y, rows) for y, (_, rows) in enumerate(own)]
+        axes.set_yticks(range(len(own)), [label(*name) for name, _ in own])
+        axes.set(ylim=(len(own) - 0.5, -0.5), xlim=(0, 100))
+        axes.set_title(f"({letter}) {CONDITIONS[condition]}")
+    for axes in grid[1]:
+        axes.set_xlabel("UAR [%]")
+    names = ["a speaker", "mean over speakers", "worst speaker, named at the right"]
+    figure.legend(shown[0], names, loc="outside upper center", ncols=3)
+    return _finished(figure, caption)
+
+
+def _speakers(axes: plt.Axes, y: float, rows: pd.DataFrame) -> list[Any]:
+    """One row of ``speakers``: every speaker, their mean, the worst."""
+    places = y + np.linspace(-0.3, 0.3, len(rows))  # a speaker has the same place in every row
+    mean, worst = rows["uar"].mean(), rows["uar"].argmin()
+    name = rows["speaker"].iloc[worst]
+    axes.text(1.03, y, name, transform=axes.get_yaxis_transform(), va="center", fontsize=6)
+    return [
+        *axes.plot(rows["uar"], places, "o", color="0.55", markersize=2, clip_on=False),
+        *axes.plot([mean, mean], [y - 0.4, y + 0.4], color="black"),
+        *axes.plot(
+            rows["uar"].iloc[worst], places[worst], "X", color=_OKABE_ITO["centralised"],
+            markeredgecolor="black", markeredgewidth=0.4, markersize=5, clip_on=False,
+        ),
+    ]  # fmt: skip
 
 
 @mpl.rc_context(STYLE)
@@ -121,38 +186,37 @@ def confusions(
     caption: str = "",
 ) -> Figure:
     """Fig. 6: confusion matrices after the last round, of each adversarially trained model (of
-    nature, where there is no other). Colour: share of the row; text: that share and the count."""
-    rows = predictions[predictions["condition"] == condition]
-    rows = rows[rows["round"] == rows.groupby("run")["round"].transform("max")]
-    trained = rows[rows["model"] != "nature"]
-    rows = trained if len(trained) else rows
-    panels = [(model, attack, own) for (model, attack), own in rows.groupby(["model", "attack"])]
-    panels.sort(key=lambda panel: (MODELS.index(panel[0]), list(ATTACK_NAMES).index(panel[1])))
-    classes = class_order(sorted(set(rows["y_true"])))
-    short = [c[:3] for c in classes]
+    nature, where there is no other). Colour: share of the row; text: that share in percent and,
+    in parentheses, the count, over all seeds."""
+    rows = last_round(predictions[predictions["condition"] == condition])
+    federated = [rows[rows["model"].isin(chosen)] for chosen in (MODELS[1:], MODELS[:1])]
+    rows = next((own for own in federated if len(own)), rows)
+    names = list(in_order(rows[KEY].drop_duplicates())[KEY[:2]].itertuples(index=False, name=None))
+    classes = class_order(rows["y_true"])
     side = PAGE / 3 * max(1, len(classes) / 7)
-    figure, grid = plt.subplots(
-        1, len(panels), figsize=(max(COLUMN, side * len(panels)), side * 1.08), squeeze=False
-    )
-    for axes, letter, (model, attack, own) in zip(grid[0], "abcdefghi", panels, strict=False):
-        counts = confusion(own["y_true"], own["y_pred"], classes).to_numpy()
-        share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        text = np.array(
-            [
-                [f"{s:.0f}\n({c})" for s, c in zip(*pair, strict=True)]
-                for pair in zip(share, counts, strict=True)
-            ]
-        )
-        sns.heatmap(
-            share, vmin=0, vmax=100, annot=text, fmt="", cmap="Blues", cbar=False, square=True,
-            linewidths=0.5, linecolor="0.85",
-            xticklabels=short, yticklabels=short, ax=axes, annot_kws={"fontsize": 5},
-        )  # fmt: skip
-        axes.set_title(f"({letter}) {label(model, attack)}", fontsize=7)
+    size = max(COLUMN, side * len(names)), side * 1.08
+    figure, grid = plt.subplots(1, len(names), figsize=size, squeeze=False)
+    groups = rows.groupby(KEY[:2])
+    for axes, letter, name in zip(grid[0], "abcdefghi", names, strict=False):
+        _confusion(axes, groups.get_group(name), classes)
+        axes.set_title(f"({letter}) {label(*name)}", fontsize=7)
         axes.set(xlabel="Predicted", ylabel="True" if letter == "a" else "")
-        axes.tick_params(length=0)
-        axes.grid(False)
     return _finished(figure, caption)
+
+
+def _confusion(axes: plt.Axes, rows: pd.DataFrame, classes: Sequence[str]) -> None:
+    """One matrix: rows true, columns predicted."""
+    counts = confusion(rows["y_true"], rows["y_pred"], classes).to_numpy()
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    text = [[f"{s:.0f}\n({c})" for s, c in zip(*pair, strict=True)] for pair in zip(share, counts)]
+    short = [c[:3] for c in classes]
+    sns.heatmap(
+        share, vmin=0, vmax=100, annot=np.array(text), fmt="", cmap="Blues", cbar=False,
+        square=True, linewidths=0.5, linecolor="0.85", xticklabels=short, yticklabels=short,
+        ax=axes, annot_kws={"fontsize": 6},
+    )  # fmt: skip
+    axes.tick_params(length=0)
+    axes.grid(False)
 
 
 @mpl.rc_context(STYLE)
@@ -176,7 +240,7 @@ def examples(arrays: Mapping[str, np.ndarray], *, caption: str = "") -> Figure:
         if image is original:
             row[1].set_axis_off()
             continue
-        delta = _image(row[1], 100 * (image - original), largest, "RdBu_r")
+        delta = _image(row[1], 100 * (image - original), largest, "cividis")
         row[1].set_title("Perturbation x 100")
     for axes in grid[:, 0]:
         axes.set_ylabel("Mel band")
@@ -231,10 +295,59 @@ def uar_against(
 
 
 @mpl.rc_context(STYLE)
+def by_model(
+    rows: pd.DataFrame, *, xlabel: str, ylabel: str = "UAR [%]", chance: float | None = None,
+    log: bool = False, caption: str = "",
+) -> Figure:  # fmt: skip
+    """UAR against value, a curve per model; where ``rows`` have a column defended, full behind
+    the randomisation and dotted without it. chance: in percent; log: the axis of the values."""
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.6))
+    rows = rows if "defended" in rows else rows.assign(defended=True)
+    for model in ordered(rows["model"].unique(), MODELS):
+        for defended, own in rows[rows["model"] == model].groupby("defended"):
+            look = _look(model, "none") | ({} if defended else {"linestyle": ":"})
+            marks = "" if len(own) > 20 else look.pop("marker")
+            name = label(model) + ("" if rows["defended"].all() or not defended else ", randomised")
+            axes.plot(own["value"], own["uar"], label=name, **look | {"marker": marks})
+    if chance is not None:
+        axes.axhline(chance, color="0.5", linestyle=(0, (1, 3)), linewidth=0.8, label="chance")
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-2, 102), xscale="log" if log else "linear")
+    figure.legend(loc="outside lower center", ncols=2)
+    return _finished(figure, caption)
+
+
+@mpl.rc_context(STYLE)
+def tuning(grid: pd.DataFrame, *, caption: str = "") -> Figure:
+    """UAR of every randomisation in ``defence.tune``'s grid: a panel for each kind of clips. The
+    paper's setting is outlined, the best has a star."""
+    kinds = [c for c in grid.columns if c not in ("frames", "mels", "value")]
+    figure, panels = plt.subplots(1, len(kinds), figsize=(PAGE, 2.4), sharey=True, squeeze=False)
+    best = grid.loc[grid["score"].idxmax()]
+    for axes, kind in zip(panels[0], kinds, strict=True):
+        table = grid.pivot(index=["frames", "mels"], columns="value", values=kind)
+        text = table.map("{:.0f}".format)
+        text.loc[(best["frames"], best["mels"]), best["value"]] += "*"
+        names = [f"{frames}, {mels}" for frames, mels in table.index]
+        sns.heatmap(
+            table, annot=text, fmt="", cmap="viridis", vmin=0, vmax=100, ax=axes, cbar=False,
+            yticklabels=names, annot_kws={"fontsize": 7},
+        )  # fmt: skip
+        if (7, 2) in table.index and 0.5 in table.columns:
+            corner = table.columns.get_loc(0.5), table.index.get_loc((7, 2))
+            axes.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=2))
+        title = {"original": "Original", "score": "Mean of both"}.get(kind) or ATTACK_NAMES[kind]
+        axes.set(title=f"{title}, UAR [%]", xlabel="padding")
+        axes.set_ylabel("margin: frames, Mel bands" if axes is panels[0, 0] else "")
+        axes.tick_params(axis="y", rotation=0)
+        axes.grid(False)
+    return _finished(figure, caption)
+
+
+@mpl.rc_context(STYLE)
 def transfer(rows: pd.DataFrame, *, caption: str = "") -> Figure:
     """UAR of every model (target) on clips attacked with the help of every model (source)."""
     table = rows.pivot(index="source", columns="target", values="uar")
-    order = [name for name in MODELS if name in table.index]
+    order = ordered(table.index, MODEL_NAMES)
     table = table.loc[order, order].rename(index=label, columns=label)
     figure, axes = plt.subplots(figsize=(COLUMN, 2.8))
     sns.heatmap(

@@ -107,19 +107,33 @@ class Planted(nn.Module):
     so that changes far below 0.05, whether fine, coarse or the same for all clips, add up to more
     than the logits' differences on standardised log-Mel. An attack that fails on it is broken.
 
-    size: pixels of an image.
+    size: pixels of an image. cells: weights on the means of cells x cells parts of the image
+    instead, for images of any size: weak to gradients also behind a randomisation that keeps the
+    pixels' values.
     """
 
-    def __init__(self, classes: int, *, size: int = 373 * 64, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        classes: int,
+        *,
+        size: int = 373 * 64,
+        cells: int | None = None,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__()
-        weight = torch.randn(classes, size, generator=generator) / size**0.5
+        self.cells = cells
+        inputs = cells**2 if cells else size
+        weight = torch.randn(classes, inputs, generator=generator) / inputs**0.5
         self.register_buffer("weight", weight)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (batch, ...) of ``size`` pixels. Returns logits (batch, classes)."""
-        pixels = x.flatten(1)
-        return (pixels + torch.sin(20 * pixels)) @ self.weight.T
+        """x: (batch, ...) of ``size`` pixels, with cells (batch, 1, frames, mels). Returns logits
+        (batch, classes)."""
+        pixels = x + torch.sin(20 * x)
+        if self.cells:
+            pixels = nn.functional.adaptive_avg_pool2d(pixels, self.cells)
+        return pixels.flatten(1) @ self.weight.T
 
 
 def state_arrays(model: nn.Module) -> dict[str, Tensor]:

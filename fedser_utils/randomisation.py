@@ -56,6 +56,11 @@ class Randomise(nn.Module):
         ranges = {"frames": (FRAMES, FRAMES + frames), "mels": (MELS, MELS + mels)}
         return cls(**ranges, padded=(FRAMES + frames, MELS + mels), **options)
 
+    def resized(self, mode: str) -> Randomise:
+        """The same ranges and padding with another mode."""
+        frames, mels = self.ranges
+        return Randomise(frames=frames, mels=mels, padded=self.padded, value=self.value, mode=mode)
+
     def draw(self, batch: int, generator: torch.Generator) -> Draw:
         """Sizes and offsets, uniform, for ``batch`` clips; on the generator's device."""
         sizes, offsets = [], []

@@ -15,7 +15,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,6 +82,19 @@ class Run:
             if path.exists():
                 return read(path)
         return pd.DataFrame()
+
+    def kept(
+        self, name: str, key: Mapping[str, Any], make: Callable[[], pd.DataFrame]
+    ) -> pd.DataFrame:
+        """``name.parquet``, if it was made with this key (what its content depends on); otherwise
+        made now and written."""
+        key = json.loads(json.dumps(key))
+        found = self.table(name)
+        if found.attrs.get("key") != key:
+            found = make()
+            found.attrs["key"] = key
+            self.write(f"{name}.parquet", found)
+        return found
 
     def write(self, name: str, table: pd.DataFrame) -> None:
         """name: with its ending, .csv or .parquet."""

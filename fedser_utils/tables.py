@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from fedser_utils.metrics import scores, z_test
+from fedser_utils.metrics import scores, uar_interval
+from fedser_utils.seeding import rng
 
-MODELS = ("nature", "fgsm", "pgd", "deepfool")
+MODELS = ("nature", "fgsm", "pgd", "deepfool")  # the paper's
+MODEL_NAMES = {
+    "nature": "Nature",
+    "fgsm": "AdvTrain FGSM",
+    "pgd": "AdvTrain PGD",
+    "deepfool": "AdvTrain DeepFool",
+    "centralised": "Centralised",
+    "centralised-fgsm": "Centralised AdvTrain FGSM",
+    "centralised-pgd": "Centralised AdvTrain PGD",
+    "centralised-deepfool": "Centralised AdvTrain DeepFool",
+}
 ATTACK_NAMES = {"none": "None", "fgsm": "FGSM", "pgd": "PGD", "deepfool": "DeepFool"}
 CONDITIONS = {
     "original": "Original",
@@ -16,6 +29,9 @@ CONDITIONS = {
     "adversarial": "Adversarial",
     "randomised_adversarial": "Randomised adversarial",
 }
+
+KEY = ["model", "attack", "condition"]
+_NAMES = dict(zip(KEY, (MODEL_NAMES, ATTACK_NAMES, CONDITIONS), strict=True))
 
 # the paper's Table 3 (DEMoS, 300 rounds): UAR in percent by model, then attack, per condition
 _OWN = ("original", "randomised", "adversarial", "randomised_adversarial")
@@ -49,47 +65,76 @@ def table2(clips: pd.DataFrame) -> pd.DataFrame:
     return counts.rename_axis(columns=None).reset_index()
 
 
+def ordered(names: Iterable[str], known: Collection[str]) -> list[str]:
+    """Each of ``names`` once: first those in ``known``, in its order, then the rest by name."""
+    names = set(names)
+    return [name for name in known if name in names] + sorted(names - set(known))
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows sorted by model, attack and condition, in the paper's order."""
+    return table.sort_values(
+        KEY,
+        key=lambda column: column.map(ordered(column, _NAMES[column.name]).index),
+        ignore_index=True,
+    )
+
+
+def last_round(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each run's last round."""
+    return predictions[predictions["round"] == predictions.groupby("run")["round"].transform("max")]
+
+
 def table3(predictions: pd.DataFrame) -> pd.DataFrame:
     """Table 3: every model under every attack and condition after the last round.
 
-    predictions: rows of one or several runs' ``predictions.parquet``; seeds of one model are
-    averaged, their interval is the mean of theirs. Columns: model, attack, condition, uar,
-    ci_low, ci_high (percent), n, seeds, paper_uar.
+    predictions: rows of one or several runs' ``predictions.parquet``; the runs of one model are
+    its seeds. Columns: model, attack, condition, uar (percent, the mean over seeds), deviation
+    (over seeds; NaN for one), ci_low, ci_high (95 %, bootstrap clustered by speaker), n (clips of
+    a seed, the fewest), seeds, paper_uar, difference (ours - the paper's).
     """
-    last = predictions.groupby("run")["round"].transform("max")
-    rows = scores(predictions[predictions["round"] == last], intervals=True)
-    table = rows.groupby(["model", "attack", "condition"], as_index=False).agg(
-        uar=("uar", "mean"),
-        ci_low=("ci_low", "mean"),
-        ci_high=("ci_high", "mean"),
-        n=("n", "first"),
-        seeds=("run", "nunique"),
+    rows = last_round(predictions)
+    uar = (
+        scores(rows)
+        .groupby(KEY)
+        .agg(
+            uar=("uar", "mean"), deviation=("uar", "std"), n=("n", "min"), seeds=("run", "nunique")
+        )
     )
-    table["paper_uar"] = [PAPER.get(key) for key in zip(*(table[c] for c in _KEY), strict=True)]
-    order = {name: list(names) for name, names in zip(_KEY, _ORDERS, strict=True)}
-    return table.sort_values(
-        _KEY, key=lambda column: column.map(order[column.name].index), ignore_index=True
-    )
+    table = uar.join(rows.groupby(KEY).apply(_interval))
+    table["paper_uar"] = [PAPER.get(key, float("nan")) for key in table.index]
+    table["difference"] = table["uar"] - table["paper_uar"]
+    return in_order(table.reset_index())[[*KEY, *_TABLE3]]
 
 
-_KEY = ["model", "attack", "condition"]
-_ORDERS = (MODELS, ATTACK_NAMES, CONDITIONS)
-_TRAINED = "Adversarial"
+_TABLE3 = ["uar", "deviation", "ci_low", "ci_high", "n", "seeds", "paper_uar", "difference"]
+
+
+def _interval(rows: pd.DataFrame) -> pd.Series:
+    bounds = uar_interval(
+        rows["y_true"], rows["y_pred"], rows["speaker"], seeds=rows["run"],
+        generator=rng(0, "bootstrap"),
+    )  # fmt: skip
+    return pd.Series(bounds, index=["ci_low", "ci_high"])
 
 
 def table3_latex(table: pd.DataFrame, *, caption: str) -> str:
-    """The paper's layout: models and conditions down, attacks across, UAR with its interval."""
+    """The paper's layout and its four models: models and conditions down, attacks across; UAR,
+    its deviation over seeds and its interval; below each row the paper's."""
+    table = table[table["model"].isin(MODELS)]
     cells = table.assign(
-        cell=[
-            rf"{row.uar:.2f} {{\scriptsize [{row.ci_low:.0f}, {row.ci_high:.0f}]}}"
-            for row in table.itertuples(index=False)
-        ],
+        ours=[_ours(row) for row in table.itertuples(index=False)],
+        paper=table["paper_uar"].map("{:.2f}".format),
         group=table["model"].map(lambda model: "Nature" if model == "nature" else _TRAINED),
         # an adversarially trained model stands under the attack it was trained with
         column=table["model"].where(table["model"] != "nature", table["attack"]),
     )
-    wide = cells.pivot(index=["group", "condition"], columns="column", values="cell")
-    wide = wide.reindex(columns=list(ATTACK_NAMES)).fillna("--")
+    ours, paper = (
+        cells.pivot(index=["group", "condition"], columns="column", values=values)
+        .reindex(columns=list(ATTACK_NAMES))
+        .fillna("--")
+        for values in ("ours", "paper")
+    )
     lines = [
         r"\begin{table*}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{_escaped(caption)}}}", r"\label{tab:uar}",
@@ -97,54 +142,81 @@ def table3_latex(table: pd.DataFrame, *, caption: str) -> str:
         r"Models & Test data & No & FGSM & PGD & DeepFool \\", r"\hline",
     ]  # fmt: skip
     for group in ("Nature", _TRAINED):
-        present = [c for c in CONDITIONS if (group, c) in wide.index]
+        present = [c for c in CONDITIONS if (group, c) in ours.index]
         for i, condition in enumerate(present):
-            first = group if not i else ""
-            row = [first, CONDITIONS[condition], *wide.loc[(group, condition)]]
-            lines.append(" & ".join(row) + r" \\")
+            key, first = (group, condition), "" if i else group
+            lines.append(" & ".join([first, CONDITIONS[condition], *ours.loc[key]]) + r" \\")
+            lines.append(" & ".join(["", r"\quad the paper's", *paper.loc[key]]) + r" \\")
         lines += [r"\hline"] if present else []
     return "\n".join([*lines, r"\end{tabular}", r"\end{table*}", ""])
 
 
-def gains(table: pd.DataFrame) -> pd.DataFrame:
-    """What the defences gain, with the paper's one-tailed z-test: columns model, attack, defence,
-    before, after (UAR in percent), gain, p. table: as ``table3`` gives it.
-
-    Adversarial training is compared with nature under the same attack, randomisation with the
-    same model without it.
-    """
-    uar = table.set_index(_KEY)["uar"].to_dict()
-    n = int(table["n"].iloc[0])
-    rows = []
-    for (model, attack, condition), after in uar.items():
-        if condition == "randomised_adversarial":
-            defence, before = "randomisation", uar[model, attack, "adversarial"]
-        elif condition == "adversarial" and model != "nature":
-            defence, before = "adversarial training", uar.get(("nature", attack, condition))
-        else:
-            continue
-        if before is not None:
-            p = z_test(after, before, n)[1]
-            rows.append((model, attack, defence, before, after, after - before, p))
-    columns = ["model", "attack", "defence", "before", "after", "gain", "p"]
-    return pd.DataFrame(rows, columns=columns)
+_TRAINED = "Adversarial"
 
 
-def caption(predictions: pd.DataFrame, clips: pd.DataFrame, *, study: str) -> str:
-    """What a figure or table must say of its origin: study, clients, n, rounds, runs."""
+def _ours(row: NamedTuple) -> str:
+    deviation = "" if pd.isna(row.deviation) else rf" $\pm$ {row.deviation:.2f}"
+    interval = f"[{row.ci_low:.0f}, {row.ci_high:.0f}]"
+    return rf"{row.uar:.2f}{deviation} {{\scriptsize {interval}}}"
+
+
+def latex(table: pd.DataFrame, *, caption: str, label: str) -> str:
+    """Any table over the page's width, for LaTeX without further packages: names in the paper's
+    words, two decimals, columns p_... as p-values, ci_low and ci_high as one column, "--" where
+    there is no value."""
+    shown = table.replace(_NAMES | {"central_condition": CONDITIONS})
+    if "ci_low" in shown:
+        bounds = zip(shown["ci_low"], shown.pop("ci_high"), strict=True)
+        shown["ci_low"] = [f"[{low:.1f}, {high:.1f}]" for low, high in bounds]
+        shown = shown.rename(columns={"ci_low": "interval"})
+    p_values = dict.fromkeys((c for c in shown if c.startswith("p_")), _p_value)
+    style = shown.style.format(p_values, precision=2, na_rep="--", escape="latex")
+    style = style.format_index(_heading, axis=1).hide(axis="index")
+    return style.set_table_styles(_COMMANDS).to_latex(
+        environment="table*", position_float="centering", caption=_escaped(caption),
+        label=f"tab:{label}",
+    )  # fmt: skip
+
+
+# LaTeX's commands before the table, and \hline in place of the rules of the package booktabs
+_COMMANDS = [{"selector": "scriptsize", "props": ":{};"}]
+_COMMANDS += [{"selector": "setlength", "props": r":{\tabcolsep}{3pt};"}]
+_COMMANDS += [{"selector": f"{rule}rule", "props": ":hline;"} for rule in ("top", "mid", "bottom")]
+
+
+def _heading(column: str) -> str:
+    return "Holm" if column.endswith("_holm") else _escaped(column.replace("_", " "))
+
+
+def _p_value(p: float) -> str:
+    return r"$<$0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def caption(predictions: pd.DataFrame, clips: pd.DataFrame, *, study: str, corpus: str) -> str:
+    """What a figure or table must say of its origin: study, corpus, clients, n, rounds, seeds,
+    runs. predictions: with the column seed; corpus: as a run's settings have it, of a path only
+    the last part is shown."""
     clients = clips.loc[clips["split"] == "train", "speaker"].nunique()
     n = (clips["split"] == "test").sum()
     runs, rounds = predictions["run"].nunique(), predictions["round"].max()
-    return f"{study}: {clients} clients, n = {n} test clips, {rounds} rounds, {runs} runs"
+    seeds = sorted(predictions["seed"].unique())
+    listed = ("seed " if len(seeds) == 1 else "mean of seeds ") + ", ".join(map(str, seeds))
+    return (
+        f"{study}: corpus {Path(corpus).name}, {clients} clients, n = {n} test clips, "
+        f"{rounds} rounds, {runs} runs, {listed}"
+    )
+
+
+_SIGNS = {sign: rf"\{sign}" for sign in "&%_#${}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"
+}  # fmt: skip
 
 
 def _escaped(text: str) -> str:
-    for sign in "&%_#$":
-        text = text.replace(sign, rf"\{sign}")
-    return text
+    return text.translate(str.maketrans(_SIGNS))
 
 
-def class_order(classes: Sequence[str]) -> list[str]:
+def class_order(classes: Iterable[str]) -> list[str]:
     """The paper's order in Fig. 6; classes it does not have come last."""
-    paper = ["guilt", "disgust", "happiness", "fear", "anger", "surprise", "sadness"]
-    return [c for c in paper if c in classes] + sorted(set(classes) - set(paper))
+    paper = ("guilt", "disgust", "happiness", "fear", "anger", "surprise", "sadness")
+    return ordered(classes, paper)

@@ -21,10 +21,16 @@ LAYERS = (
     ("cohort",),
     ("metrics",),
     ("evaluation",),
+    ("defence", "smoothing"),
+    ("trial",),
+    ("adaptive",),
     ("federated",),
+    ("checklist",),
+    ("verdict",),
     ("tables",),
+    ("comparisons",),
     ("figures",),
-    ("diagrams", "widgets"),
+    ("diagrams", "widgets", "study"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HOUSE = ROOT / "fedser_utils"
@@ -75,7 +81,7 @@ def test_the_list_of_attacks_modules_is_whole():
 
 
 def test_analysis_never_imports_torch():
-    code = "import sys; from fedser_utils import config, figures, runs, tables; "
+    code = "import sys; from fedser_utils import comparisons, config, figures, runs, tables; "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -41,6 +41,52 @@ def test_interval_by_hand():
     assert clustered[1] - clustered[0] > 2 * (singly[1] - singly[0])
 
 
+def test_interval_over_seeds_by_hand():
+    # every speaker is always right with one seed, always wrong with the other
+    low, high = metrics.uar_interval(
+        [0] * 8, [0] * 4 + [1] * 4, [*"abcd"] * 2, seeds=[0] * 4 + [1] * 4,
+        generator=np.random.default_rng(0),
+    )  # fmt: skip
+    assert (low, high) == (50, 50)
+    # a resample may miss a seed whose test clips come from other speakers; it does not count then
+    bounds = metrics.uar_interval(
+        [0, 0], [0, 1], [*"ab"], seeds=[0, 1], generator=np.random.default_rng(0)
+    )
+    assert bounds == (0, 100)
+
+
+def test_gain_interval_by_hand():
+    truth, speakers = [0] * 6, [*"aabbcc"]
+    draw = np.random.default_rng
+
+    def bounds(before, after):
+        return metrics.gain_interval(truth, before, after, speakers, generator=draw(0))
+
+    assert bounds([0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0]) == (0, 0)
+    # all speakers gain one of two clips: no resample of speakers can say anything else ...
+    assert bounds([0, 1, 0, 1, 1, 0], [0] * 6) == pytest.approx((50, 50))
+    # ... even if they start from different heights
+    assert bounds([0, 1, 1, 1, 0, 1], [0, 0, 0, 1, 0, 0]) == pytest.approx((50, 50))
+    # one of three gains all, the others nothing: between none and three draws of it
+    assert bounds([1] * 6, [0, 0, 1, 1, 1, 1]) == (0, 100)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "p"), [(1, 8, 20 / 512), (0, 5, 2 / 32), (3, 3, 1), (0, 0, 1)]
+)
+def test_mcnemar_by_hand(lost, won, p):
+    # lost: right before only; won: right after only; clips right or wrong in both do not count
+    before = [0] * lost + [1] * won + [0, 0, 1]
+    after = [1] * lost + [0] * won + [0, 0, 2]
+    assert metrics.mcnemar([0] * len(before), before, after) == pytest.approx(p)
+
+
+def test_p_of_several_seeds_by_hand():
+    assert metrics.combined([0.03]) == 0.03
+    assert metrics.combined([0.01, 0.04, 0.5]) == 0.08
+    assert metrics.combined([0.6, 0.01, 0.7]) == 1
+
+
 def test_confusion_by_hand():
     found = metrics.confusion(["a", "a", "b"], ["a", "b", "b"], ["b", "a"])
     assert found.loc["a"].to_dict() == {"b": 1, "a": 1}

@@ -81,8 +81,11 @@ def study(tmp_path_factory):
 
 def test_the_whole_study_runs(study):
     made = {path.name for path in (study / "smoke").iterdir()}
-    figures = {f"fig{i}.{ending}" for i in (2, 4, 5, 6) for ending in ("png", "pdf")}
-    assert made >= figures | {"table2.csv", "table3.csv", "table3.tex", "rejected.csv"}
+    names = (*(f"fig{i}" for i in (2, 4, 5, 6)), "speakers")
+    figures = {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
+    names = ("table2", "table3", "gains", "speakers")
+    written = {f"{name}.{ending}" for name in names for ending in ("csv", "tex")}
+    assert made >= figures | written | {"rejected.csv"}
     table = pd.read_csv(study / "smoke" / "table3.csv")
     assert len(table) == 8 + 3 * 4
     assert table["uar"].between(0, 100).all()
@@ -122,6 +125,12 @@ def test_table_3_can_be_recomputed_from_the_predictions(study):
         recalls = (own["y_true"] == own["y_pred"]).groupby(own["y_true"]).mean()
         assert table.loc[key, "uar"] == pytest.approx(100 * recalls.mean())
         assert table.loc[key, "n"] == len(own)
+    gains = pd.read_csv(study / "smoke" / "gains.csv")
+    assert len(gains) == 3 + 3 * 2
+    for row in gains.itertuples():
+        shown = "randomised_adversarial" if row.defence == "randomisation" else "adversarial"
+        assert row.after == pytest.approx(table.loc[(row.model, row.attack, shown), "uar"])
+        assert row.gain == pytest.approx(row.after - row.before)
 
 
 def test_headless_outputs_hold_pictures(study):

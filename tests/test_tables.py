@@ -4,7 +4,7 @@ import subprocess
 import pandas as pd
 import pytest
 
-from fedser_utils import figures, tables
+from fedser_utils import comparisons, figures, runs, tables
 
 
 @pytest.fixture
@@ -24,7 +24,18 @@ def predictions():
                         for i in range(10)
                     ]  # fmt: skip
     columns = ["run", "model", "round", "attack", "condition", "draw", "clip", "speaker"]
-    return pd.DataFrame(rows, columns=[*columns, "y_true", "y_pred"])
+    return pd.DataFrame(rows, columns=[*columns, "y_true", "y_pred"]).assign(seed=0)
+
+
+@pytest.fixture
+def several(predictions):
+    """The same with a second seed, whose nature model is always right, and with centralised
+    models, one of them of an unknown kind."""
+    second = predictions.assign(seed=1, run=predictions["run"] + "-s1")
+    second["y_pred"] = second["y_pred"].where(second["model"] == "pgd", second["y_true"])
+    nature = predictions[predictions["model"] == "nature"]
+    extra = [nature.assign(model=m, run=m) for m in ("new", "centralised-pgd", "centralised")]
+    return pd.concat([second, *extra, predictions], ignore_index=True)
 
 
 def test_table_2():
@@ -40,7 +51,8 @@ def test_table_2():
 def test_table_3_is_the_last_round_with_the_papers_numbers(predictions):
     table = tables.table3(predictions)
     assert list(table.columns) == [
-        "model", "attack", "condition", "uar", "ci_low", "ci_high", "n", "seeds", "paper_uar",
+        "model", "attack", "condition", "uar", "deviation", "ci_low", "ci_high", "n", "seeds",
+        "paper_uar", "difference",
     ]  # fmt: skip
     assert len(table) == 8 + 4
     uar = table.set_index(["model", "attack", "condition"])
@@ -52,26 +64,63 @@ def test_table_3_is_the_last_round_with_the_papers_numbers(predictions):
     assert uar.loc[("pgd", "pgd", "randomised_adversarial"), "paper_uar"] == 89.20
     assert (table["n"] == 10).all()
     assert ((table["ci_low"] <= table["uar"]) & (table["uar"] <= table["ci_high"])).all()
+    assert table["deviation"].isna().all()
+    assert uar.loc[("nature", "none", "original"), "difference"] == pytest.approx(90 - 94.08)
 
 
-def test_gains(predictions):
-    gains = tables.gains(tables.table3(predictions)).set_index(["model", "attack", "defence"])
-    assert gains.loc[("pgd", "pgd", "adversarial training"), "gain"] == 30
-    assert gains.loc[("nature", "pgd", "randomisation"), "gain"] == 30
-    assert len(gains) == 5
+def test_table_3_over_seeds_and_with_other_models(several):
+    table = tables.table3(several)
+    assert list(table["model"].unique()) == [
+        "nature", "pgd", "centralised", "centralised-pgd", "new"
+    ]  # fmt: skip
+    nature = table[table["model"] == "nature"]
+    assert list(nature["attack"].unique()) == ["none", "fgsm", "pgd", "deepfool"]
+    first = nature.iloc[0]
+    assert (first["seeds"], first["n"], first["uar"]) == (2, 10, 95)
+    assert first["deviation"] == pytest.approx(50**0.5)  # of 90 and 100
+    others = table[~table["model"].isin(tables.MODELS)]
+    assert others[["paper_uar", "difference", "deviation"]].isna().all(axis=None)
 
 
-def test_latex_compiles(predictions, tmp_path):
-    text = tables.table3_latex(tables.table3(predictions), caption="50 % of_all & more")
-    assert text.count(r"\\") == 1 + 4 + 4
+NASTY = r"50 % of_all & {more} #1 $5 ~x^2 a\b"
+
+
+def test_latex_compiles(several, tmp_path):
+    clips = pd.DataFrame({"emotion": ["a_b"], "split": ["train"], "speaker": ["x"]})
+    made = {
+        "clips": tables.table2(clips),
+        "gains": comparisons.gains(several),
+        "centralised": comparisons.centralised(several),
+        "speakers": comparisons.speakers(comparisons.by_speaker(several)),
+        "empty": pd.DataFrame({NASTY: [float("nan")], "p_z": [0.0001], "text": [NASTY]}),
+    }
+    texts = {name: tables.latex(t, caption=NASTY, label=name) for name, t in made.items()}
+    texts["uar"] = tables.table3_latex(tables.table3(several), caption=NASTY)
+    assert texts["uar"].count(r"\\") == 1 + 2 * (4 + 4)  # ours and the paper's; no centralised
+    assert r"95.00 $\pm$ 7.07" in texts["uar"]
+    assert "94.08" in texts["uar"]
+    assert "-- & $<$0.001" in texts["empty"]
     if not shutil.which("pdflatex"):
         pytest.skip("pdflatex is not installed")
-    document = rf"\documentclass{{article}}\begin{{document}}{text}\end{{document}}"
-    (tmp_path / "t.tex").write_text(document)
+    text = r"\documentclass{article}\begin{document}" + "".join(texts.values())
+    (tmp_path / "t.tex").write_text(text + r"\end{document}")
+    command = ["pdflatex", "-halt-on-error", "t.tex"]
     done = subprocess.run(
-        ["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, stdin=subprocess.DEVNULL, check=False
+        command, cwd=tmp_path, stdin=subprocess.DEVNULL, check=False, capture_output=True, text=True
     )
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_a_caption_states_what_it_must(several):
+    clips = pd.DataFrame({"split": ["train", "train", "test"], "speaker": [*"xyx"]})
+    found = tables.caption(several, clips, study="demo-my", corpus="/some/where/my_corpus")
+    assert found == (
+        "demo-my: corpus my_corpus, 2 clients, n = 1 test clips, 3 rounds, 7 runs, "
+        "mean of seeds 0, 1"
+    )
+    one = tables.caption(several[several["seed"] == 1], clips, study="demo", corpus="synthetic")
+    assert one.startswith("demo: corpus synthetic, ")
+    assert one.endswith(", 2 runs, seed 1")
 
 
 def test_figures_show_what_the_rows_say(predictions, tmp_path):
@@ -86,7 +135,32 @@ def test_figures_show_what_the_rows_say(predictions, tmp_path):
     assert len(fig6.axes) == 1  # PGD, the one adversarially trained model
     texts = [t.get_text() for t in fig6.axes[0].texts]
     assert sum(int(t.split("(")[1][:-1]) for t in texts) == 10
+    made = runs.Run(tmp_path / "demo-pgd-s0", {"commit": "abc+"})
     for name, figure in (("fig4", fig4), ("fig5", fig5), ("fig6", fig6)):
-        figures.save(figure, tmp_path, name, origin="runs x; commit y")
-    assert b"runs x; commit y" in (tmp_path / "fig4.pdf").read_bytes()
+        figures.save(figure, tmp_path, name, origin=runs.origin([made]))
+    pdf = (tmp_path / "fig4.pdf").read_bytes()
+    assert b"runs demo-pgd-s0; made with abc+; drawn with " in pdf
+    assert b"/Type3" not in pdf  # journals refuse such fonts
     assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_figures_take_several_seeds_and_other_models(several):
+    rounds = several.assign(uar=50.0).drop_duplicates(["run", "round", "attack", "condition"])
+    fig4 = figures.uar_by_round(rounds)
+    lines = fig4.axes[0].get_lines()
+    names = ["Nature", "AdvTrain PGD", "Centralised", "Centralised AdvTrain PGD", "new"]
+    assert [line.get_label() for line in lines] == names
+    looks = [(x.get_color(), x.get_linestyle(), x.get_marker(), x.get_markersize()) for x in lines]
+    assert len(set(looks)) == 5
+    assert len(fig4.axes[0].collections) == 2  # bands, of the two models with two seeds
+    assert len(figures.confusions(several).axes) == 1  # PGD, federated
+    nature = several[several["model"] == "nature"]
+    assert len(figures.confusions(nature).axes) == 3  # one for each attack
+    each = comparisons.by_speaker(several)
+    picture = figures.speakers(each, caption="n = 10")
+    rows = [len(axes.get_yticks()) for axes in picture.axes]
+    assert rows == [5, 5, 13, 13]
+    # per row the speakers, their mean, and the worst
+    speakers, mean, worst = picture.axes[0].get_lines()[:3]
+    assert worst.get_xdata()[0] == min(speakers.get_xdata())
+    assert mean.get_xdata()[0] == pytest.approx(sum(speakers.get_xdata()) / 3)
