@@ -30,23 +30,25 @@ def against(
     *,
     epsilon: float,
     eot: Sequence[int],
+    gradients: int,
     steps: int,
     epsilons: Sequence[float],
 ) -> pd.DataFrame:
     """What every model is asked. Evidence "claimed" (the paper's protocol); "eot" (PGD over k
-    draws, value k, each going on from the last); "strongest" (after Auto-PGD over draws and other
-    losses as well; attack linf, or l2 within the norm of DeepFool's perturbation of each clip);
+    draws, value k, each going on from the last); "strongest" (after other losses and Auto-PGD over
+    draws as well; attack linf, or l2 within the norm of DeepFool's perturbation of each clip);
     "curve" (value epsilon, with and without the randomisation).
 
-    attacks: the paper's on this model, name -> ``(model, x, y) -> x_adv``; eot: numbers of draws;
-    steps: of each attack.
+    attacks: the paper's on this model, name -> ``(model, x, y) -> x_adv``; eot: numbers of draws,
+    rising; gradients: that each attack may take of a clip, so over k draws it makes gradients / k
+    steps; steps: of the curve's PGD.
     """
     rows, made = claimed(trial, attacks)
     parts = [rows]
-    most = max(eot)
-    attempts = {k: eot_pgd(steps=steps, eot=k, step=0.2 if k == eot[0] else 0.1) for k in eot}
-    others = {loss: eot_pgd(steps=steps, eot=most, step=0.1, loss=loss) for loss in ("cw", "dlr")}
-    others["auto_pgd"] = arts("auto_pgd_ce", eot=min(5, most), max_iter=steps)
+    spent = {k: {"eot": k, "steps": -(-gradients // k)} for k in eot}
+    attempts = {k: eot_pgd(**each) for k, each in spent.items()}
+    others = {loss: eot_pgd(steps=gradients, loss=loss) for loss in ("cw", "dlr")}
+    others["auto_pgd"] = arts("auto_pgd_ce", eot=5, max_iter=-(-gradients // 5))
     start = made.get("pgd", made.get("fgsm"))
     for name, best in strongest(trial, attempts | others, epsilon=epsilon, start=start):
         if name in attempts:
@@ -54,14 +56,14 @@ def against(
     parts.append(trial.judged(best, test="strongest", attack="linf"))
     if "deepfool" in made:
         reach = (made["deepfool"] - trial.x).flatten(1).norm(dim=1)
-        attempts = {k: eot_pgd(steps=steps, eot=k, step=0.2, norm="l2") for k in eot}
+        attempts = {k: eot_pgd(norm="l2", **each) for k, each in spent.items()}
         options = {"epsilon": reach, "start": made["deepfool"]}
         *_, (_, best) = strongest(trial, attempts, **options)
         parts.append(trial.judged(best, test="strongest", attack="l2"))
+    each = {e: eot_pgd(steps=steps) for e in epsilons}
     for defended in (False, True):
-        each = {e: eot_pgd(steps=steps) for e in epsilons}
-        reach = {e: e for e in epsilons}
-        parts.append(sweep(trial, "curve", each, epsilon=reach, defended=defended))
+        options = {"epsilon": {e: e for e in epsilons}, "defended": defended}
+        parts.append(sweep(trial, "curve", each, **options))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -70,7 +72,6 @@ def examined(
     sources: Mapping[str, Model],
     *,
     epsilon: float,
-    eot: int,
     steps: int,
     iterations: Sequence[int],
     restarts: int,
@@ -79,24 +80,26 @@ def examined(
 ) -> pd.DataFrame:
     """The rest of the checklist's items, as evidence, of the model that is checked in full.
 
-    sources: other models, for transfer; eot: draws per gradient where several are needed; few:
-    clips for the black-box attacks, with ``queries`` each.
+    sources: other models, for transfer; steps: of each PGD; few: clips for the black-box attacks,
+    with ``queries`` each.
     """
     short = trial.of(torch.arange(min(few, len(trial.x))))
     black = {
         "square": arts("square", max_iter=queries),
-        "hop_skip_jump": arts("hop_skip_jump", norm="inf", max_eval=queries // 4),
+        "hop_skip_jump": arts(
+            "hop_skip_jump", norm="inf", max_eval=-(-queries // 4), init_eval=-(-queries // 20)
+        ),
     }
-    losses = {loss: eot_pgd(steps=steps, eot=eot, loss=loss) for loss in ("cw", "dlr")}
+    losses = {loss: eot_pgd(steps=steps, loss=loss) for loss in ("ce", "cw", "dlr")}
     white = {"fgsm": eot_pgd(steps=1, step=1.0), "pgd": eot_pgd(steps=steps)}
-    auto = {"auto_pgd": arts("auto_pgd_ce", eot=eot, max_iter=steps)}
+    auto = {"auto_pgd": arts("auto_pgd_ce", eot=2, max_iter=-(-steps // 2))}
     step_sizes = {share: eot_pgd(steps=steps, step=share) for share in (0.05, 0.1, 0.2, 0.5)}
     starts = {restarts: eot_pgd(steps=steps, restarts=restarts)}
     reach = {"epsilon": epsilon}
     parts = [
         frozen(trial, eot_pgd(steps=steps), **reach),
         sweep(trial, "single step", {1: white["fgsm"]}, defended=False, **reach),
-        resized(trial, eot_pgd(steps=steps, eot=eot), **reach),
+        resized(trial, eot_pgd(steps=steps), **reach),
         on_the_way(trial, eot_pgd, iterations, **reach),
         sweep(trial, "step size", step_sizes, **reach),
         sweep(trial, "restarts", starts, **reach),

@@ -42,8 +42,9 @@ def in_batches(
     """``function`` over batches of ``columns`` (equally long tensors), joined again.
 
     The batches are of a size that suits the device, divided by the ``copies`` that the function
-    makes of each clip, and run side by side on the pool's workers, on a pool of their own if None. generators: a function that draws is given, as ``generator``,
-    what this makes of a batch's number, so that the workers' order changes nothing.
+    makes of each clip, and run side by side on the pool's workers, on a pool of their own if None.
+    generators: a function that draws is given, as ``generator``, what this makes of a batch's
+    number, so that the workers' order changes nothing.
     """
     device = columns[0].device.type
     size = max(1, BATCH[device] // copies)

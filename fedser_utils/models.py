@@ -107,9 +107,9 @@ class Planted(nn.Module):
     so that changes far below 0.05, whether fine, coarse or the same for all clips, add up to more
     than the logits' differences on standardised log-Mel. An attack that fails on it is broken.
 
-    size: pixels of an image. cells: weights on the means of cells x cells parts of the image
-    instead, for images of any size: weak to gradients also behind a randomisation that keeps the
-    pixels' values.
+    size: pixels of an image. cells: instead, weights on the mean of sin(20 x) in each of cells x
+    cells parts of an image of any size: weak to gradients also behind a randomisation that keeps
+    the pixels' values.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class Planted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, ...) of ``size`` pixels, with cells (batch, 1, frames, mels). Returns logits
         (batch, classes)."""
-        pixels = x + torch.sin(20 * x)
-        if self.cells:
-            pixels = nn.functional.adaptive_avg_pool2d(pixels, self.cells)
-        return pixels.flatten(1) @ self.weight.T
+        waves = torch.sin(20 * x)
+        if not self.cells:
+            return (x + waves).flatten(1) @ self.weight.T
+        return nn.functional.adaptive_avg_pool2d(waves, self.cells).flatten(1) @ self.weight.T
 
 
 def state_arrays(model: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,10 @@ seed: int = None  # of the models' runs
 clips: int = None  # at most so many test clips, evenly from all emotions
 draws: int = 20  # of the judge, and as many of the attacker's own
 eot: list = None  # draws per gradient, rising
-steps: int = None  # of each attack
+gradients: int = (
+    None  # of a clip, for each of the strongest attacks: over k draws, 1/k as many steps
+)
+steps: int = None  # of the attacks in the security curve and the checklist
 epsilons: list = None  # of the security curve; standardised log-Mel
 iterations: list = None  # rising numbers of steps, to see whether the attack has converged
 restarts: int = 5  # random ones
@@ -34,9 +37,9 @@ outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 # %%
 from fedser_utils import config
 
-OWN = {"clips": int, "draws": int, "eot": [int], "steps": int, "epsilons": [float]}
-OWN |= {"iterations": [int], "restarts": int, "few": int, "queries": int, "sigma": float}
-OWN |= {"samples": int}
+OWN = {"clips": int, "draws": int, "eot": [int], "gradients": int, "steps": int}
+OWN |= {"epsilons": [float], "iterations": [int], "restarts": int, "few": int, "queries": int}
+OWN |= {"sigma": float, "samples": int}
 settings = config.notebook_settings(globals(), own=OWN)
 own = config.own_parameters(globals(), OWN, settings)
 
@@ -45,9 +48,20 @@ from functools import partial
 import pandas as pd
 from IPython.display import display
 
-from fedser_utils import adaptive, checklist, clients, cohort, defence, evaluation, figures
-from fedser_utils import models, smoothing, tables, trial
+from fedser_utils import (
+    adaptive,
+    clients,
+    cohort,
+    defence,
+    evaluation,
+    figures,
+    models,
+    smoothing,
+    tables,
+    trial,
+)
 from fedser_utils import runs as stored
+from fedser_utils.checklist import checklist
 from fedser_utils.metrics import certified_uar, uar_by
 from fedser_utils.partition import load_federation
 from fedser_utils.verdict import verdict
@@ -67,11 +81,13 @@ caption
 # %% [markdown]
 # ## Every model: the claim, and the attacker who knows
 #
-# PGD over k draws per gradient, each k going on from the last, then other losses and Auto-PGD
-# over draws. What was found is kept in each run's `adaptive.parquet`.
+# PGD with momentum over k draws per gradient, each k with as many gradients and going on from the
+# last, then other losses and Auto-PGD over draws. What was found is kept in each run's
+# `adaptive.parquet`.
 
 # %%
-known = {"eot": own.eot, "steps": own.steps, "epsilons": own.epsilons, "epsilon": epsilon}
+known = {"eot": own.eot, "gradients": own.gradients, "steps": own.steps}
+known |= {"epsilons": own.epsilons, "epsilon": epsilon}
 key = known | {"clips": own.clips, "draws": own.draws}
 found = []
 with cohort.worker_pool(device) as pool:
@@ -109,15 +125,17 @@ figures.save(picture, settings.folder, "security", origin=origin, rows=curve)
 seeds = sum(run.config["model"] == checked.config["model"] for run in study)
 others = {run.id: run for run in study if run.id != checked.id}
 rest = {"steps": own.steps, "iterations": own.iterations, "restarts": own.restarts}
-rest |= {"few": own.few, "queries": own.queries, "epsilon": epsilon, "eot": min(5, max(own.eot))}
+rest |= {"few": own.few, "queries": own.queries, "epsilon": epsilon}
 with cohort.worker_pool(device) as pool:
     tried = trial.on_trial(checked, data, test, pool=pool, **on)
-    sources = {n: models.attackable(models.load(r).to(device), bf16=bf16) for n, r in others.items()}
+    sources = {
+        n: models.attackable(models.load(r).to(device), bf16=bf16) for n, r in others.items()
+    }
     make = partial(adaptive.examined, tried, sources, **rest)
     full = checked.kept("checklist", key | rest | {"sources": sorted(others)}, make)
 own_evidence = evidence[evidence["run"] == checked.id]
 own_evidence = pd.concat([own_evidence, full], ignore_index=True).assign(seeds=seeds)
-items = checklist.checklist(own_evidence, epsilon=epsilon)
+items = checklist(own_evidence, epsilon=epsilon)
 assert items["item"].tolist() == list(range(1, 18))
 stored.write_table(settings.folder / f"checklist_{checked.config['model']}.csv", items)
 with pd.option_context("display.max_colwidth", None):
@@ -140,8 +158,12 @@ with cohort.worker_pool(device) as pool:
         rows = evaluation.labelled(rows, test, named, run=run.id, model=run.config["model"])
         certificates.append(rows)
     few = tried.x[: evaluation.BATCH[tried.x.device.type]]
-    drawn = partial(defence.over_draws, tried.plain, few, randomise=tried.randomise, draws=1, seed=0)
-    votes = partial(smoothing.votes, tried.plain, few, sigma=own.sigma, samples=10, seed=0, stream="")
+    drawn = partial(
+        defence.over_draws, tried.plain, few, randomise=tried.randomise, draws=1, seed=0
+    )
+    votes = partial(
+        smoothing.votes, tried.plain, few, sigma=own.sigma, samples=10, seed=0, stream=""
+    )
     for name, work, times in (("resize + pad", drawn, 1), ("smoothing", votes, own.samples / 10)):
         cost.append((name, times * defence.milliseconds(work, clips=len(few)), device))
 certificates = pd.concat(certificates, ignore_index=True)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from fedser_utils import config, models, partition, training
+from fedser_utils.randomisation import Randomise
 from fedser_utils.seeding import generator
+from fedser_utils.trial import Trial
 
 SHARED = Path(os.environ.get("FEDSER_SHARED", config.ROOT.parent / "shared")) / "data"
 
@@ -63,3 +65,15 @@ def trained(speakers4):
         learning_rate=1e-3,
     )  # fmt: skip
     return models.load_arrays(model, update.weights).eval(), x, y
+
+
+@pytest.fixture(scope="session")
+def on_trial(trained, speakers4):
+    """The trained model behind the randomisation, with 14 clips and 4 draws."""
+    model, x, y = trained
+    plain, clips = models.folded(model), speakers4.clips.iloc[:14]
+    return Trial(
+        plain=plain, aim=plain, clips=clips, x=x[:14], y=y[:14], classes=speakers4.classes,
+        mean=torch.zeros(64), std=torch.ones(64), facts={"run": "r", "model": "nature", "round": 1},
+        randomise=Randomise(), draws=4, seed=0,
+    )  # fmt: skip

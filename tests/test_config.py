@@ -82,7 +82,7 @@ def test_a_notebooks_own_parameters_come_from_the_preset_or_the_cell():
     settings = config.load_settings("demo")
     own = config.own_parameters({"full": None, "draws": 3}, {"full": bool, "draws": int}, settings)
     assert (own.full, own.draws) == (False, 3)
-    with pytest.raises(SystemExit, match="full 1.5 is unknown; choose from True, False"):
+    with pytest.raises(SystemExit, match=r"full 1\.5 is unknown; choose from True, False"):
         config.own_parameters({"full": 1.5}, {"full": bool}, settings)
 
 
