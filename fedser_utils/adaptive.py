@@ -57,6 +57,7 @@ def against(
     if "deepfool" in made:
         reach = (made["deepfool"] - trial.x).flatten(1).norm(dim=1)
         attempts = {k: eot_pgd(norm="l2", **each) for k, each in spent.items()}
+        attempts["cw"] = eot_pgd(norm="l2", steps=gradients, loss="cw")
         options = {"epsilon": reach, "start": made["deepfool"]}
         *_, (_, best) = strongest(trial, attempts, **options)
         parts.append(trial.judged(best, test="strongest", attack="l2"))
@@ -78,11 +79,13 @@ def examined(
     few: int,
     queries: int,
 ) -> pd.DataFrame:
-    """The rest of the checklist's items, as evidence, of the model that is checked in full.
+    """The rest of the checklist's items, as evidence, of the model that is checked in full; with
+    the first half of the judge's draws.
 
     sources: other models, for transfer; steps: of each PGD; few: clips for the black-box attacks,
     with ``queries`` each.
     """
+    trial = replace(trial, draws=-(-trial.draws // 2))
     short = trial.of(torch.arange(min(few, len(trial.x))))
     black = {
         "square": arts("square", max_iter=queries),
@@ -90,6 +93,7 @@ def examined(
             "hop_skip_jump", norm="inf", max_eval=-(-queries // 4), init_eval=-(-queries // 20)
         ),
     }
+    enough = {"square": arts("square"), "hop_skip_jump": arts("hop_skip_jump", norm="inf")}
     losses = {loss: eot_pgd(steps=steps, loss=loss) for loss in ("ce", "cw", "dlr")}
     white = {"fgsm": eot_pgd(steps=1, step=1.0), "pgd": eot_pgd(steps=steps)}
     auto = {"auto_pgd": arts("auto_pgd_ce", eot=2, max_iter=-(-steps // 2))}
@@ -108,7 +112,7 @@ def examined(
         named(trial, "deepfool", {"deepfool": to_the_boundary(steps=20)}, defended=False, **reach),
         transferred(trial, sources, eot_pgd(steps=steps), **reach),
         controls(trial, **reach),
-        planted(trial, white | auto, black, **reach),
+        planted(trial, white | auto, enough, **reach),
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -213,9 +217,11 @@ def on_the_way(
 
 def resized(trial: Trial, attempt: Attempt, *, epsilon: float) -> pd.DataFrame:
     """Evidence "resize": bilinear and nearest resizing, each attacked through its own gradient,
-    and nearest attacked through the gradient of bilinear."""
+    and nearest attacked through the gradient of bilinear; "resize, clean": without attack."""
     modes = {mode: replace(trial, randomise=trial.randomise.resized(mode)) for mode in RESIZE_MODES}
-    rows = []
+    rows = [
+        judge.judged(trial.x, test="resize, clean", attack=mode) for mode, judge in modes.items()
+    ]
     for name, attacked, judge in (
         ("bilinear", "bilinear", "bilinear"),
         ("nearest", "nearest", "nearest"),

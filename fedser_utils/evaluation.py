@@ -29,7 +29,7 @@ from fedser_utils.randomisation import Draw, Randomise
 from fedser_utils.seeding import generator
 
 Attack = Callable[..., Tensor]
-BATCH = {"cpu": 8, "cuda": 128}
+BATCH = {"cpu": 4, "cuda": 128}
 
 
 def in_batches(

@@ -299,20 +299,22 @@ def by_model(
     rows: pd.DataFrame, *, xlabel: str, ylabel: str = "UAR [%]", chance: float | None = None,
     log: bool = False, caption: str = "",
 ) -> Figure:  # fmt: skip
-    """UAR against value, a curve per model; where ``rows`` have a column defended, full behind
-    the randomisation and dotted without it. chance: in percent; log: the axis of the values."""
-    figure, axes = plt.subplots(figsize=(COLUMN, 2.6))
-    rows = rows if "defended" in rows else rows.assign(defended=True)
-    for model in ordered(rows["model"].unique(), MODELS):
-        for defended, own in rows[rows["model"] == model].groupby("defended"):
-            look = _look(model, "none") | ({} if defended else {"linestyle": ":"})
-            marks = "" if len(own) > 20 else look.pop("marker")
-            name = label(model) + ("" if rows["defended"].all() or not defended else ", randomised")
-            axes.plot(own["value"], own["uar"], label=name, **look | {"marker": marks})
+    """UAR against value, a curve per model; where ``rows`` have a column defended, full behind the
+    randomisation and dotted without it. chance: in percent; log: the axis of the values."""
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.8))
+    both = "defended" in rows
+    for model in ordered(rows["model"], MODEL_NAMES):
+        for defended, own in rows[rows["model"] == model].groupby("defended" if both else "model"):
+            look = _look(model, "none") | ({"marker": ""} if len(own) > 20 else {})
+            look |= {"linestyle": "-" if defended else ":"} if both else {}
+            named = label(model) if defended or not both else None
+            axes.plot(own["value"], own["uar"], label=named, **look)
+    for style, name in (("-", "randomised"), (":", "not randomised")) if both else ():
+        axes.plot([], [], color="0.4", linestyle=style, label=name)
     if chance is not None:
         axes.axhline(chance, color="0.5", linestyle=(0, (1, 3)), linewidth=0.8, label="chance")
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-2, 102), xscale="log" if log else "linear")
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside upper center", ncols=2)
     return _finished(figure, caption)
 
 

@@ -64,7 +64,7 @@ STEPS = (
     Step(TRAINING, "centralised", {"attack": "none", "clients": "pooled"}, reads=()),
     Step("03_attacks", passes=(36, 350), start=(30, 120)),
     Step("04_randomisation", passes=(25, 25)),
-    Step("06_adaptive", passes=(500, 2000)),
+    Step("06_adaptive", passes=(0, 20_000), start=(240, 300)),
     Step("05_analysis", reads=(TRAINING, "03_attacks", "04_randomisation", "06_adaptive")),
 )
 PARTS = {

@@ -42,6 +42,7 @@ def passing():
             evidence("frozen", 2, **one),
             evidence("single step", 4, **one),
             *(evidence("resize", r, attack=a) for a, r in (("bilinear", 2), ("nearest", 2))),
+            *(evidence("resize, clean", 8, attack=a) for a in ("bilinear", "nearest")),
             *(evidence("curve", r, value=v) for v, r in ((0.01, 8), (0.05, 2), (1.0, 0))),
             *(evidence("iterations", r, value=v) for v, r in ((5.0, 4), (10.0, 2), (20.0, 2))),
             evidence("step size", 4, value=0.1),
