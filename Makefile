@@ -27,13 +27,13 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)  ## make .venv and install everything, pinned, into it
 
 demo: $(STAMP)  ## install, then run 01 to 05 on the embedded corpus (CPU, under 10 minutes)
-	@$(STUDY) --preset demo
+	@$(STUDY) --preset demo --no-estimate
 
 study: $(STAMP)  ## what is left of notebooks 01 to 05: make study PRESET=demo CORPUS=folder
 	@$(STUDY) --preset "$(PRESET)"
 
 adaptive: $(STAMP)  ## notebook 06 alone, for a study that has been trained
-	@$(STUDY) --preset "$(PRESET)" --steps adaptive
+	@$(STUDY) --preset "$(PRESET)" --steps adaptive --no-estimate
 
 paper: $(STAMP)  ## all notebooks as in the paper, on a GPU node: make paper CORPUS=/path/to/DEMoS
 	@$(STUDY) --preset paper --steps all

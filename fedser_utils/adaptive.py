@@ -49,8 +49,8 @@ def against(
     attempts = {k: eot_pgd(**each) for k, each in spent.items()}
     others = {loss: eot_pgd(steps=gradients, loss=loss) for loss in ("cw", "dlr")}
     others["auto_pgd"] = arts("auto_pgd_ce", eot=5, max_iter=-(-gradients // 5))
-    start = made.get("pgd", made.get("fgsm"))
-    for name, best in strongest(trial, attempts | others, epsilon=epsilon, start=start):
+    starts = [made[name] for name in ("fgsm", "pgd") if name in made]
+    for name, best in strongest(trial, attempts | others, epsilon=epsilon, starts=starts):
         if name in attempts:
             parts.append(trial.judged(best, test="eot", attack="pgd", value=float(name)))
     parts.append(trial.judged(best, test="strongest", attack="linf"))
@@ -58,7 +58,7 @@ def against(
         reach = (made["deepfool"] - trial.x).flatten(1).norm(dim=1)
         attempts = {k: eot_pgd(norm="l2", **each) for k, each in spent.items()}
         attempts["cw"] = eot_pgd(norm="l2", steps=gradients, loss="cw")
-        options = {"epsilon": reach, "start": made["deepfool"]}
+        options = {"epsilon": reach, "starts": [made["deepfool"]]}
         *_, (_, best) = strongest(trial, attempts, **options)
         parts.append(trial.judged(best, test="strongest", attack="l2"))
     each = {e: eot_pgd(steps=steps) for e in epsilons}

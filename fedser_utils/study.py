@@ -64,12 +64,17 @@ STEPS = (
     Step(TRAINING, "centralised", {"attack": "none", "clients": "pooled"}, reads=()),
     Step("03_attacks", passes=(36, 350), start=(30, 120)),
     Step("04_randomisation", passes=(25, 25)),
-    Step("06_adaptive", passes=(0, 20_000), start=(240, 300)),
-    Step("05_analysis", reads=(TRAINING, "03_attacks", "04_randomisation", "06_adaptive")),
+    Step("06_adaptive", "none", {"attack": "none"}, passes=(0, 20_000), start=(240, 300)),
+    # what 06 finds about all models is kept: for the others only the checklist is left
+    *(
+        Step("06_adaptive", a, {"attack": a}, passes=(0, 2_500), start=(80, 120))
+        for a in ("fgsm", "pgd", "deepfool")
+    ),
+    Step("05_analysis", reads=(TRAINING, "03_attacks")),
 )
 PARTS = {
     "study": [step for step in STEPS if step.notebook != "06_adaptive"],
-    "adaptive": [step for step in STEPS if step.notebook == "06_adaptive"],
+    "adaptive": [step for step in STEPS if step.name == "06_adaptive_none"],
     "all": list(STEPS),
 }
 
@@ -301,10 +306,11 @@ def show(found: Sequence[State], about: Mapping[str, float], settings: Settings)
     """Print the plan."""
     print(f"study {settings.study}; copies and logs: {settings.folder / 'notebooks'}")
     for state in found:
-        time_left = f"about {clock(about[state.step.name])}" if not state.done else ""
+        time_left = f"about {clock(about[state.step.name])}" if state.step.name in about else ""
         print(f"  {state.step.name:<28}{state!s:<26}{time_left}".rstrip())
+    left = sum(not state.done for state in found)
     total = f", about {clock(sum(about.values()))}" if about else ""
-    print(f"left to do: {len(about)} of {len(found)} steps{total}", flush=True)
+    print(f"left to do: {left} of {len(found)} steps{total}", flush=True)
 
 
 def run(found: Sequence[State], about: Mapping[str, float], settings: Settings) -> None:
@@ -315,7 +321,7 @@ def run(found: Sequence[State], about: Mapping[str, float], settings: Settings) 
         begin = time.monotonic()
         execute(step, settings)
         took = time.monotonic() - begin
-        spent, expected = spent + took, expected + rest.pop(step.name)
+        spent, expected = spent + took, expected + rest.pop(step.name, 0)
         left = f"; left to do: about {clock(sum(rest.values()) * spent / expected)}" if rest else ""
         print(f"  took {clock(took)}{left}", flush=True)
 
@@ -357,12 +363,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--outputs", type=Path, default=config.ROOT / "outputs")
     parser.add_argument("--steps", default="study", choices=PARTS)
     parser.add_argument("--plan", action="store_true", help="only show what is left to do")
+    parser.add_argument("--no-estimate", action="store_true", help="do not measure the machine")
     try:
         given = parser.parse_args(arguments)
         outputs = str(given.outputs.expanduser().resolve())
         settings = config.load_settings(given.preset, corpus=given.corpus, outputs=outputs)
         found = states(PARTS[given.steps], settings)
-        about = estimates(found, settings)
+        about = {} if given.no_estimate else estimates(found, settings)
         show(found, about, settings)
         if not given.plan:
             run(found, about, settings)

@@ -6,7 +6,7 @@ over transformation, EOT). What is tried on a ``Trial`` leaves evidence: a row p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -164,16 +164,19 @@ def strongest(
     attempts: Mapping[object, Attempt],
     *,
     epsilon: float | Tensor,
-    start: Tensor | None = None,
+    starts: Sequence[Tensor] = (),
 ) -> Iterator[tuple[object, Tensor]]:
     """Attempts one after the other, each on the clips that some draw still recognises, going on
     from the best found so far, and kept where it does worse to the recognition.
 
-    epsilon: one for all clips or (n,); start: (n, 1, frames, mels) clips to begin with. Yields
-    the attempt's name and the best clips so far, (n, 1, frames, mels).
+    epsilon: one for all clips or (n,); starts: (n, 1, frames, mels) each, earlier attacks' clips.
+    Yields the attempt's name and the best clips so far, (n, 1, frames, mels).
     """
-    best = (trial.x if start is None else start).clone()
-    held = trial.held(best)
+    best, held = trial.x.clone(), trial.held(trial.x)
+    for moved in starts:
+        share = trial.held(moved)
+        better = share < held
+        best[better], held[better] = moved[better], share[better]
     epsilon = torch.as_tensor(epsilon, dtype=best.dtype, device=best.device).expand(len(best))
     for name, attempt in attempts.items():
         alive = held.nonzero()[:, 0]

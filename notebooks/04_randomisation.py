@@ -91,6 +91,7 @@ figures.save(picture, settings.folder, "tuning", origin=stored.origin([run]), ro
 
 # %%
 tuned = (int(best["frames"]), int(best["mels"]))
+averages = [k for k in own.averages if 1 < k <= own.draws]
 variants = {mode: Randomise(mode=mode) for mode in RESIZE_MODES}
 variants["tuned"] = Randomise.with_margins(*tuned, value=best["value"], mode=made.resize)
 found = []
@@ -102,7 +103,7 @@ with cohort.worker_pool(device) as pool:
         for variant, each in variants.items():
             options = {"randomise": each, "draws": own.draws, "seed": made.seed, "pool": pool}
             logits = defence.over_draws(plain, seen, **options)
-            for k in [1, *(own.averages if variant == made.resize else [])]:
+            for k in [1, *(averages if variant == made.resize else [])]:
                 facts = {"attack": name, "variant": variant, "averaged": k}
                 found.append(evaluation.draw_rows(defence.averaged(logits, k), **facts))
 facts = {"run": run.id, "model": made.model, "round": made.rounds}
@@ -121,7 +122,7 @@ table.round(2)
 # %%
 eight = x[: evaluation.BATCH[x.device.type]]
 defended = {"none": partial(evaluation.in_batches, plain, eight)}
-for k in (1, *own.averages):
+for k in (1, *averages):
     options = {"randomise": randomise, "draws": k, "seed": 0}
     defended[f"randomised, {k} draws"] = partial(defence.over_draws, plain, eight, **options)
 cost = {n: defence.milliseconds(f, clips=len(eight)) for n, f in defended.items()}

@@ -53,8 +53,11 @@ def test_it_goes_on_from_where_it_is_told(on_trial):
     start = on_trial.x + EPSILON
     nothing = trial.Attempt(lambda model, x, y, start, epsilon: start)
     assert torch.equal(on_trial.attacked(nothing, "n", start=start), start)
-    *_, (_, best) = trial.strongest(on_trial, {"n": nothing}, epsilon=EPSILON, start=start)
-    assert torch.equal(best, start)
+    for clips in (start, on_trial.x):  # what is no better than the clip itself is not taken
+        *_, (_, best) = trial.strongest(on_trial, {"n": nothing}, epsilon=EPSILON, starts=[clips])
+        taken = on_trial.held(clips) < on_trial.held(on_trial.x)
+        assert torch.equal(best[taken], clips[taken])
+        assert torch.equal(best[~taken], on_trial.x[~taken])
 
 
 def test_budgets_may_differ_by_clip(on_trial):
