@@ -59,7 +59,8 @@ counts
 
 # %%
 clients = figures.clips_by_client(data.clips)
-figures.save(clients, settings.folder, "clients")
+origin = f"corpus {data.corpus.fingerprint}; drawn with {runs.commit()}"
+figures.save(clients, settings.folder, "clients", origin=origin)
 clients
 
 # %% [markdown]

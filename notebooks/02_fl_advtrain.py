@@ -42,7 +42,7 @@ settings = config.notebook_settings(globals())
 
 from IPython.display import Markdown
 
-from fedser_utils import diagrams, federated, figures, metrics, partition, widgets
+from fedser_utils import diagrams, federated, figures, metrics, partition, runs, widgets
 
 with config.refusals():
     data = partition.load_federation(settings)
@@ -82,5 +82,5 @@ scores
 
 # %%
 run_figure = figures.four_conditions(run.table("rounds"), caption=run.id)
-figures.save(run_figure, run.folder / "figures", "conditions", origin=run.id)
+figures.save(run_figure, run.folder / "figures", "conditions", origin=runs.origin([run]))
 run_figure

@@ -50,8 +50,9 @@ bf16 = clients.uses_bf16(run.settings, device)
 model, test = models.load(run).to(device), data.table("test")
 (x, y), aim = data.tensors(test, device=device), models.attackable(model, bf16=bf16)
 under = partial(evaluation.under_attacks, model, x, y, bf16=bf16)
-at = partial(clients.attack_of, run.settings)
-run.id
+at, origin = partial(clients.attack_of, run.settings), stored.origin([run])
+caption = f"{run.id}: n = {len(test)} test clips, {run.settings.rounds} rounds"
+caption
 
 # %% [markdown]
 # ## One clip, three attacks (Fig. 2)
@@ -68,7 +69,7 @@ for name in ("fgsm", "pgd"):
 said = {name: data.classes[int(attacks.predictions(model, v))] for name, v in seen.items()}
 stored.save_arrays(settings.folder / "examples.safetensors", arrays, clip=name_of_clip)
 picture = figures.examples(arrays, caption=f"{run.id}, {name_of_clip}: {said}")
-figures.save(picture, settings.folder, "fig2", origin=run.id)
+figures.save(picture, settings.folder, "fig2", origin=origin)
 
 # %% [markdown]
 # ## The same, to be heard
@@ -109,9 +110,9 @@ strengths = {
     (n, e): at(n, epsilon=e, step_size=e / 4) for n in ("fgsm", "pgd") for e in own.epsilons
 }
 by_epsilon = metrics.uar_by(under(strengths), ["attack", "value"]).assign(run=run.id)
-show = partial(figures.uar_against, x="value", chance=100 / len(data.classes), caption=run.id)
+show = partial(figures.uar_against, x="value", chance=100 / len(data.classes), caption=caption)
 picture = show(by_epsilon, xlabel="epsilon [standardised log-Mel]")
-figures.save(picture, settings.folder, "uar_by_epsilon", origin=run.id, rows=by_epsilon)
+figures.save(picture, settings.folder, "uar_by_epsilon", origin=origin, rows=by_epsilon)
 
 # %% [markdown]
 # ## Has the attack converged?
@@ -128,7 +129,7 @@ if own.full:
     found = metrics.uar_by(under(sweeps), ["attack", "value"]).assign(run=run.id)
     by_steps = found["attack"].isin(attacks.ATTACKS)
     picture = show(found[by_steps], xlabel="steps")
-    figures.save(picture, settings.folder, "uar_by_steps", origin=run.id, rows=found)
+    figures.save(picture, settings.folder, "uar_by_steps", origin=origin, rows=found)
     display(picture, found[~by_steps].round({"uar": 1}))
 
 # %% [markdown]
@@ -138,11 +139,12 @@ if own.full:
 
 # %%
 if own.full:
-    study = {r.config["model"]: models.load(r).to(device) for r in stored.study_runs(settings)}
+    study = [r for r in stored.study_runs(settings) if r.settings.seed == settings.seed]
+    study = {r.config["model"]: models.load(r).to(device) for r in study}
     rows = evaluation.transfer(study, x, y, three["pgd"], bf16=bf16)
     transfer = metrics.uar_by(rows, ["source", "target"])
-    picture = figures.transfer(transfer, caption=f"PGD, {run.settings.epsilon:g}; n = {len(x)}")
-    display(figures.save(picture, settings.folder, "transfer", origin=run.id, rows=transfer))
+    picture = figures.transfer(transfer, caption=f"PGD, {run.settings.epsilon:g}; {caption}")
+    display(figures.save(picture, settings.folder, "transfer", origin=origin, rows=transfer))
 
 # %% [markdown]
 # ## The worst case per clip

@@ -81,7 +81,9 @@ with cohort.worker_pool(device) as pool:
     grid = defence.tune(plain, clips, y_val, mode=made.resize, pool=pool, **options)
 assert not set(chosen["clip"]) & set(test["clip"])
 best = grid.loc[grid["score"].idxmax()]
-picture = figures.tuning(grid, caption=f"{run.id}: n = {len(x_val)} training clips, 2 draws")
+picture = figures.tuning(
+    grid, caption=f"{run.id}: n = {len(x_val)} training clips, {made.rounds} rounds"
+)
 figures.save(picture, settings.folder, "tuning", origin=stored.origin([run]), rows=grid)
 
 # %% [markdown]
