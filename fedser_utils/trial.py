@@ -147,14 +147,15 @@ def to_the_boundary(*, steps: int, overshoot: float = 0.02) -> Attempt:
     return Attempt(run)
 
 
-def arts(name: str, **settings: Any) -> Attempt:
-    """ART's attack ``name`` in L-inf, whose result is brought into the ball; it starts afresh."""
+def arts(name: str, *, bounded: bool = True, **settings: Any) -> Attempt:
+    """ART's attack ``name``, which starts afresh; bounded: its result is brought into the L-inf
+    ball."""
 
     def run(model: Model, x: Tensor, y: Tensor, start: Tensor, epsilon: Tensor) -> Tensor:
         reach = epsilon[0].item()
         radius = {} if name in ("hop_skip_jump", "boundary") else {"eps": reach}
         moved = art_attack(name, model, x, y, **radius, **settings)
-        return x + (moved - x).clamp(-reach, reach)
+        return x + (moved - x).clamp(-reach, reach) if bounded else moved
 
     return Attempt(run, settings.get("eot", 1))
 
