@@ -35,9 +35,9 @@ def against(
     epsilons: Sequence[float],
 ) -> pd.DataFrame:
     """What every model is asked. Evidence "claimed" (the paper's protocol); "eot" (PGD over k
-    draws, value k, each going on from the last); "strongest" (after other losses and Auto-PGD over
-    draws as well; attack linf, or l2 within the norm of DeepFool's perturbation of each clip);
-    "curve" (value epsilon, with and without the randomisation).
+    draws, value k, each going on from the last); "strongest" (after the margin's loss and, on
+    DLR, Auto-PGD over draws as well; attack linf, or l2 within the norm of DeepFool's perturbation
+    of each clip); "curve" (value epsilon, with and without the randomisation, half the draws).
 
     attacks: the paper's on this model, name -> ``(model, x, y) -> x_adv``; eot: numbers of draws,
     rising; gradients: that each attack may take of a clip, so over k draws it makes gradients / k
@@ -47,8 +47,10 @@ def against(
     parts = [rows]
     spent = {k: {"eot": k, "steps": -(-gradients // k)} for k in eot}
     attempts = {k: eot_pgd(**each) for k, each in spent.items()}
-    others = {loss: eot_pgd(steps=gradients, loss=loss) for loss in ("cw", "dlr")}
-    others["auto_pgd"] = arts("auto_pgd_ce", eot=5, max_iter=-(-gradients // 5))
+    others = {
+        "cw": eot_pgd(steps=gradients, loss="cw"),
+        "auto_pgd": arts("auto_pgd_dlr", eot=5, max_iter=-(-gradients // 5)),
+    }
     starts = [made[name] for name in ("fgsm", "pgd") if name in made]
     for name, best in strongest(trial, attempts | others, epsilon=epsilon, starts=starts):
         if name in attempts:
@@ -61,10 +63,11 @@ def against(
         options = {"epsilon": reach, "starts": [made["deepfool"]]}
         *_, (_, best) = strongest(trial, attempts, **options)
         parts.append(trial.judged(best, test="strongest", attack="l2"))
+    half = replace(trial, draws=-(-trial.draws // 2))
     each = {e: eot_pgd(steps=steps) for e in epsilons}
     for defended in (False, True):
         options = {"epsilon": {e: e for e in epsilons}, "defended": defended}
-        parts.append(sweep(trial, "curve", each, **options))
+        parts.append(sweep(half, "curve", each, **options))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -102,7 +102,7 @@ class State:
 @dataclass(frozen=True)
 class Speed:
     """Measured seconds per clip, all workers at work. train, forward: training and deciding;
-    alone: training of one client, which has one worker; attacks: by name."""
+    alone: training of a single client; attacks: by name."""
 
     train: float
     alone: float
@@ -291,15 +291,14 @@ def _measured(settings: Settings) -> Speed:
         steps = clients.attack_of(settings, name).keywords.get("steps", 1)
         return steps * seen(partial(clients.attack_of(settings, name, steps=1), aim))
 
+    with worker_pool(device, alone=True) as pool:
+        trained(1)  # to warm up
+        alone = trained(1)
     with worker_pool(device) as pool:
-        trained(1), attacked("fgsm")  # to warm up
+        attacked("fgsm")  # to warm up
         forward = seen(lambda x, y: attacks.predictions(aim, x))
-        return Speed(
-            trained(workers),
-            trained(1),
-            forward,
-            {name: attacked(name) for name in attacks.ATTACKS},
-        )
+        each = {name: attacked(name) for name in attacks.ATTACKS}
+        return Speed(trained(workers), alone, forward, each)
 
 
 def show(found: Sequence[State], about: Mapping[str, float], settings: Settings) -> None:

@@ -65,7 +65,7 @@ class Trial:
     def decided(self, moved: Tensor, defended: bool) -> Tensor:
         """(draws, n) decisions behind the randomisation, or (1, n) of the plain model."""
         if defended:
-            return self._drawn(moved, "judge").argmax(2)
+            return self._drawn(moved, "judge", draws=self.draws).argmax(2)
         return in_batches(partial(predictions, self.plain), moved, pool=self.pool)[None]
 
     def evidence(
@@ -84,11 +84,12 @@ class Trial:
 
     def held(self, moved: Tensor) -> Tensor:
         """(n,) the share of draws that still recognise each clip; draws of the attacker's own,
-        which are never those of the judge."""
-        return (self._drawn(moved, "attacker").argmax(2) == self.y).double().mean(0)
+        half as many as the judge's and never the same."""
+        logits = self._drawn(moved, "attacker", draws=-(-self.draws // 2))
+        return (logits.argmax(2) == self.y).double().mean(0)
 
-    def _drawn(self, moved: Tensor, whose: str) -> Tensor:
-        options = {"draws": self.draws, "seed": derive(self.seed, whose), "pool": self.pool}
+    def _drawn(self, moved: Tensor, whose: str, *, draws: int) -> Tensor:
+        options = {"draws": draws, "seed": derive(self.seed, whose), "pool": self.pool}
         return over_draws(self.plain, moved, randomise=self.randomise, **options)
 
     def attacked(

@@ -17,7 +17,7 @@ from fedser_utils.config import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ATTACKS = ("none", "fgsm", "pgd", "deepfool")
-LONGER = {"03_attacks": 86, "04_randomisation": 74, "06_adaptive": 110}  # they show many things
+LONGER = {"03_attacks": 90, "04_randomisation": 76, "06_adaptive": 110}  # they show many things
 
 
 def code(notebook):

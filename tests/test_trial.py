@@ -29,9 +29,10 @@ def test_evidence_is_a_row_for_each_draw_and_clip(on_trial):
 
 
 def test_the_attackers_draws_are_not_the_judges(on_trial):
-    judge, attacker = (on_trial._drawn(on_trial.x, whose) for whose in ("judge", "attacker"))
+    judge, attacker, again = (
+        on_trial._drawn(on_trial.x, whose, draws=2) for whose in ("judge", "attacker", "judge")
+    )
     assert not torch.allclose(judge, attacker)
-    again = on_trial._drawn(on_trial.x, "judge")
     torch.testing.assert_close(judge, again)
 
 
