@@ -28,18 +28,17 @@ FAILED = 1  # the error code of a client whose round raised
 
 
 @contextmanager
-def worker_pool(device: str, *, alone: bool = False) -> Iterator[ThreadPoolExecutor]:
+def worker_pool(device: str) -> Iterator[ThreadPoolExecutor]:
     """On CPU a thread for each core, each with one torch thread: small convolutions gain more
     from two clients side by side than from two cores each, and the result no longer depends on
-    the number of cores. On a GPU, one worker. alone: one worker with all cores, for a single
-    client, whose result then depends on their number by rounding."""
-    cores = torch.get_num_threads()
-    count, each = (cores, 1) if device == "cpu" and not alone else (1, cores)
+    the number of cores. On a GPU, one worker."""
+    count = torch.get_num_threads() if device == "cpu" else 1
     try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(each,)) as pool:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(cores)
+        if device == "cpu":
+            torch.set_num_threads(count)
 
 
 class CohortGrid(Grid):

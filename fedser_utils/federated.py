@@ -144,8 +144,7 @@ def train(settings: Settings, *, monitor: Monitor | None = None) -> Run:
     device = device_of(settings)
     facts = {"device": device_name(device), "bf16": uses_bf16(settings, device)}
     run = runs.open_run(settings, data.corpus.fingerprint, **facts)
-    alone = len(data.clients) == 1
-    with runs.locked(run.folder), worker_pool(device, alone=alone) as pool:
+    with runs.locked(run.folder), worker_pool(device) as pool:
         if not run.complete:
             preaggregate = settings.strategy in MEAN_IS_ENOUGH
             grid = CohortGrid(settings, data.clients, pool=pool, preaggregate=preaggregate)

@@ -291,14 +291,11 @@ def _measured(settings: Settings) -> Speed:
         steps = clients.attack_of(settings, name).keywords.get("steps", 1)
         return steps * seen(partial(clients.attack_of(settings, name, steps=1), aim))
 
-    with worker_pool(device, alone=True) as pool:
-        trained(1)  # to warm up
-        alone = trained(1)
     with worker_pool(device) as pool:
-        attacked("fgsm")  # to warm up
+        trained(1), attacked("fgsm")  # to warm up
         forward = seen(lambda x, y: attacks.predictions(aim, x))
         each = {name: attacked(name) for name in attacks.ATTACKS}
-        return Speed(trained(workers), alone, forward, each)
+        return Speed(trained(workers), trained(1), forward, each)
 
 
 def show(found: Sequence[State], about: Mapping[str, float], settings: Settings) -> None:

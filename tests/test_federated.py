@@ -161,7 +161,7 @@ def test_a_run_leaves_tidy_rows(nature, federation):
     assert not list(run.folder.rglob("*.pkl"))
 
 
-def test_a_pooled_run_is_plain_training_on_all_clips(tiny):
+def test_a_pooled_run_is_plain_training_on_all_clips(tiny, pool):
     """One client: FedAvg's mean is its own weights, and Adam goes on from round to round."""
     settings = dataclasses.replace(tiny, clients="pooled")
     run = federated.train(settings)
@@ -171,11 +171,12 @@ def test_a_pooled_run_is_plain_training_on_all_clips(tiny):
     model = clients.new_model(settings, len(data.classes))
     weights, adam = models.state_arrays(clients.new_model(settings, len(data.classes))), None
     for number in range(1, settings.rounds + 1):
-        update = client_update(
-            model, weights, x, y, generator=generator(settings.seed, "round", number, "pooled"),
-            epochs=1, batch_size=8, learning_rate=settings.learning_rate, optimiser=adam,
+        update = pool.submit(  # as many threads, so the same rounding
+            client_update, model, weights, x, y,
+            generator=generator(settings.seed, "round", number, "pooled"), epochs=1, batch_size=8,
+            learning_rate=settings.learning_rate, optimiser=adam,
             bf16=clients.uses_bf16(settings, "cpu"),
-        )  # fmt: skip
+        ).result()  # fmt: skip
         weights, adam = update.weights, update.optimiser
     stored = runs.load_model(run)
     for name, value in weights.items():
