@@ -71,9 +71,10 @@ def votes(
 
     def count(x: Tensor, generator: torch.Generator) -> Tensor:
         total = 0
+        drawn = torch.Generator(device=x.device).manual_seed(generator.initial_seed())
         with torch.no_grad():
             for _ in range(samples):
-                noise = torch.randn(x.shape, generator=generator).to(x.device)
+                noise = torch.randn(x.shape, generator=drawn, device=x.device)
                 logits = model(x + sigma * noise)
                 total = total + torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
         return total
