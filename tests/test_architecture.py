@@ -30,7 +30,9 @@ LAYERS = (
     ("tables",),
     ("comparisons",),
     ("figures",),
-    ("diagrams", "widgets", "study"),
+    ("diagrams", "widgets", "plan"),
+    ("estimate",),
+    ("study",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HOUSE = ROOT / "fedser_utils"

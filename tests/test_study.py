@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from fedser_utils import config, partition, runs, study
-from fedser_utils.study import PARTS, STEPS, Speed, State
+from fedser_utils import config, estimate, partition, plan, runs, study
+from fedser_utils.estimate import Speed
+from fedser_utils.plan import PARTS, STEPS, State
 
 FIXED = Speed(train=2, alone=3, forward=0.5, attacks={"fgsm": 1, "pgd": 10, "deepfool": 100})
 NAMES = [step.name for step in STEPS]
@@ -27,13 +28,13 @@ def write_notebook(name, code):
     first = 'preset = corpus = outputs = ""'
     cells = [new_code_cell(first, metadata={"tags": ["parameters"]}), new_code_cell(code)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
-    path = study.NOTEBOOKS / f"{name}.ipynb"
+    path = plan.NOTEBOOKS / f"{name}.ipynb"
     nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
 
 
 @pytest.fixture(autouse=True)
 def _small_notebooks(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(plan, "NOTEBOOKS", tmp_path)
     for one in STEPS:
         write_notebook(one.notebook, "print(corpus)")
 
@@ -45,7 +46,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def fixed_speed(monkeypatch):
-    monkeypatch.setattr(study, "measure", lambda settings: FIXED)
+    monkeypatch.setattr(estimate, "measure", lambda settings: FIXED)
 
 
 def command(settings, *more):
@@ -58,26 +59,26 @@ def step(name):
 
 def state(name, settings):
     """How far one step is, judged among all."""
-    return study.states(STEPS, settings)[NAMES.index(name)]
+    return plan.states(STEPS, settings)[NAMES.index(name)]
 
 
 def leave_copy(one, settings, **facts):
     """papermill's copy of a step's notebook as it stands now, ended at this moment."""
-    copy = nbformat.read(study.NOTEBOOKS / f"{one.notebook}.ipynb", 4)
+    copy = nbformat.read(plan.NOTEBOOKS / f"{one.notebook}.ipynb", 4)
     copy.cells.insert(1, new_code_cell("# Parameters", metadata={"tags": ["injected-parameters"]}))
     now = datetime.now(UTC).isoformat()
     copy.metadata.papermill = {
-        "parameters": study.parameters(one, settings), "start_time": now, "end_time": now,
+        "parameters": plan.parameters(one, settings), "start_time": now, "end_time": now,
         "duration": 65.0, "exception": None,
     } | facts  # fmt: skip
-    path = study.copy_of(one, settings)
+    path = plan.copy_of(one, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(copy, path)
     return path
 
 
 def start_run(one, settings):
-    own = config.load_settings(**study.parameters(one, settings))
+    own = config.load_settings(**plan.parameters(one, settings))
     return runs.open_run(own, "f00", device="cpu")
 
 
@@ -89,7 +90,7 @@ def finish(run):
 def finished(settings):
     """A study whose trainings and copies are all there."""
     for one in STEPS:
-        if one.notebook == study.TRAINING:
+        if one.notebook == plan.TRAINING:
             finish(start_run(one, settings))
     for one in STEPS:
         leave_copy(one, settings)
@@ -97,7 +98,7 @@ def finished(settings):
 
 
 def left(settings, part="all"):
-    return [s.step.name for s in study.states(PARTS[part], settings) if not s.done]
+    return [s.step.name for s in plan.states(PARTS[part], settings) if not s.done]
 
 
 def test_an_empty_study_has_everything_to_do(settings, fixed_speed, capsys):
@@ -122,12 +123,12 @@ def test_the_parts():
         "attack": "none",
         "clients": "pooled",
     }
-    assert study.TEST_SHARE == partition.TEST_SHARE
+    assert estimate.TEST_SHARE == partition.TEST_SHARE
 
 
 def test_what_is_done_is_not_run_again(finished, monkeypatch, capsys):
     monkeypatch.setattr(study, "execute", None)
-    monkeypatch.setattr(study, "measure", None)
+    monkeypatch.setattr(estimate, "measure", None)
     assert command(finished, "--steps", "all") == 0
     said = capsys.readouterr().out
     assert said.count("done in 0:01:05") == len(STEPS)
@@ -156,7 +157,7 @@ def test_a_copy_that_does_not_count(finished, facts):
 
 
 def test_a_copy_that_was_cut_off(finished):
-    path = study.copy_of(step("03_attacks"), finished)
+    path = plan.copy_of(step("03_attacks"), finished)
     path.write_text(path.read_text()[:500])
     assert left(finished) == ["03_attacks", "05_analysis"]
     path.unlink()
@@ -184,7 +185,7 @@ def test_a_training_counts_by_its_run(settings):
     assert state(one.name, settings).done
     leave_copy(one, settings, exception=True)
     assert not state(one.name, settings).done  # its figures are missing
-    study.copy_of(one, settings).unlink()
+    plan.copy_of(one, settings).unlink()
     assert str(state(one.name, settings)) == "done"  # as a job of its own trained it
 
 
@@ -198,7 +199,7 @@ def test_a_stopped_training_goes_on(settings, fixed_speed, capsys):
     # round 2 of 2: 0.8 x 63 clips trained and half attacked; 0.2 x 63 tested
     seconds = 20 + 50.4 * 2 + 25.2 * 10 + 12.6 * (10 + 4 * 0.5)
     assert "going on after round 1" in line
-    assert line.endswith(f"about {study.clock(seconds)}")
+    assert line.endswith(f"about {plan.clock(seconds)}")
 
 
 def test_the_estimate_by_hand(settings):
@@ -206,7 +207,7 @@ def test_the_estimate_by_hand(settings):
 
     def seconds(name, first=0, **change):
         one = State(step(f"02_fl_advtrain_{name}"), False, first=first)
-        return study.training_seconds(one, dataclasses.replace(settings, **change), 100, FIXED)
+        return estimate.training_seconds(one, dataclasses.replace(settings, **change), 100, FIXED)
 
     tested = 20 * (1 + 10 + 100 + 8 * 0.5)  # all three attacks
     assert seconds("none") == 10 * 80 * 3 * 2 + 3 * tested  # after rounds 4, 8 and 10
@@ -220,27 +221,27 @@ def test_the_estimate_by_hand(settings):
 def test_others_take_as_long_as_last_time_or_by_their_gradients(settings, fixed_speed):
     leave_copy(step("03_attacks"), settings)
     leave_copy(step("06_adaptive_none"), settings, exception=True)
-    about = study.estimates(study.states(STEPS, settings), settings)
+    about = estimate.estimates(plan.states(STEPS, settings), settings)
     assert about["03_attacks"] == 65
     assert about["04_randomisation"] == pytest.approx(20 + 25 * 12.6)  # FGSM: 1 second
     adaptive = step("06_adaptive_none")
     assert about[adaptive.name] == pytest.approx(adaptive.start[1] + adaptive.passes[1] * 12.6)
     assert about["05_analysis"] == 20
-    assert about["01_data"] == pytest.approx(20 + 63 * study.PER_CLIP)
+    assert about["01_data"] == pytest.approx(20 + 63 * estimate.PER_CLIP)
 
 
 def test_the_machine_is_measured(tiny):
-    speed = study.measure(tiny)
+    speed = estimate.measure(tiny)
     assert sorted(speed.attacks) == ["deepfool", "fgsm", "pgd"]
     assert min(speed.train, speed.alone, speed.forward, *speed.attacks.values()) > 0
 
 
 def test_clips_of_a_folder_are_counted(speech, tmp_path, settings):
     settings = dataclasses.replace(settings, corpus=str(speech / "emovo"))
-    found = study.clips_of(settings)
+    found = estimate.clips_of(settings)
     assert found > 10
     runs.write_text(settings.folder / "table2.csv", "emotion,sum\nanger,3\nsum,5\n")
-    assert study.clips_of(settings) == 5
+    assert estimate.clips_of(settings) == 5
 
 
 @pytest.mark.parametrize(
