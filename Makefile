@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)  ## make .venv and install everything, pinned, into it
 
 demo: $(STAMP)  ## install, then run 01 to 05 on the embedded corpus (CPU, under 10 minutes)
-	@$(STUDY) --preset demo --no-estimate
+	@$(STUDY) --preset demo --no-estimate --jobs 2
 
 study: $(STAMP)  ## what is left of notebooks 01 to 05: make study PRESET=demo CORPUS=folder
 	@$(STUDY) --preset "$(PRESET)"

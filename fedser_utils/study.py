@@ -13,13 +13,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import NoReturn
 
 from fedser_utils import config, plan
 from fedser_utils.config import InputError, Settings
 from fedser_utils.estimate import estimates
-from fedser_utils.plan import PARTS, State, Step, clock, copy_of, parameters, states
+from fedser_utils.plan import PARTS, TRAINING, State, Step, clock, copy_of, parameters, states
 
 LOG_END = 20  # lines shown of a step that failed
 
@@ -39,21 +42,38 @@ def show(found: Sequence[State], about: Mapping[str, float], settings: Settings)
     print(f"left to do: {left} of {len(found)} steps{total}", flush=True)
 
 
-def run(found: Sequence[State], about: Mapping[str, float], settings: Settings) -> None:
-    """Run what is left. Raises StepError."""
+def run(
+    found: Sequence[State], about: Mapping[str, float], settings: Settings, *, jobs: int = 1
+) -> None:
+    """Run what is left; trainings, which do not need each other, ``jobs`` at a time, each with its
+    share of the cores. Raises StepError."""
     rest, spent, expected = dict(about), 0.0, 0.0
-    for step in (state.step for state in found if not state.done):
+
+    def timed(step: Step, threads: int | None = None) -> None:
+        nonlocal spent, expected
         print(f"{step.name} ...", flush=True)
         begin = time.monotonic()
-        execute(step, settings)
+        execute(step, settings, threads=threads)
         took = time.monotonic() - begin
         spent, expected = spent + took, expected + rest.pop(step.name, 0)
         left = f"; left to do: about {clock(sum(rest.values()) * spent / expected)}" if rest else ""
-        print(f"  took {clock(took)}{left}", flush=True)
+        name = f"{step.name} " if threads else ""
+        print(f"  {name}took {clock(took)}{left}", flush=True)
+
+    steps = [state.step for state in found if not state.done]
+    for training, group in groupby(steps, lambda step: step.notebook == TRAINING):
+        if training and jobs > 1:
+            share = max(1, len(os.sched_getaffinity(0)) // jobs)
+            with ThreadPoolExecutor(jobs) as pool:  # each waits for a process
+                list(pool.map(partial(timed, threads=share), group))
+        else:
+            for step in group:
+                timed(step)
 
 
-def execute(step: Step, settings: Settings) -> None:
-    """One notebook, headless; what it says goes to a log beside its copy. Raises StepError."""
+def execute(step: Step, settings: Settings, *, threads: int | None = None) -> None:
+    """One notebook, headless; what it says goes to a log beside its copy. threads: of torch, all
+    cores if None. Raises StepError."""
     path = copy_of(step, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
@@ -61,10 +81,11 @@ def execute(step: Step, settings: Settings) -> None:
     command += [word for pair in parameters(step, settings).items() for word in ("-p", *pair)]
     folder = str(Path(sys.executable).parent)  # papermill finds its kernel's python by PATH
     search = os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])
+    environment = os.environ | {"PATH": search}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     with open(path.with_suffix(".log"), "w") as log:
-        done = subprocess.run(
-            command, cwd=plan.NOTEBOOKS, env=os.environ | {"PATH": search}, stdout=log, stderr=log
-        )
+        done = subprocess.run(command, cwd=plan.NOTEBOOKS, env=environment, stdout=log, stderr=log)
     if done.returncode:
         said = path.with_suffix(".log").read_text().strip().splitlines()[-LOG_END:] or ["(nothing)"]
         refusal = said[-1].removeprefix("SystemExit: ")
@@ -84,16 +105,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--outputs", type=Path, default=config.ROOT / "outputs")
     parser.add_argument("--steps", default="study", choices=PARTS)
     parser.add_argument("--plan", action="store_true", help="only show what is left to do")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, on CPU cores")
     parser.add_argument("--no-estimate", action="store_true", help="do not measure the machine")
     try:
         given = parser.parse_args(arguments)
+        config.number("jobs", given.jobs)
         outputs = str(given.outputs.expanduser().resolve())
         settings = config.load_settings(given.preset, corpus=given.corpus, outputs=outputs)
         found = states(PARTS[given.steps], settings)
         about = {} if given.no_estimate else estimates(found, settings)
         show(found, about, settings)
         if not given.plan:
-            run(found, about, settings)
+            run(found, about, settings, jobs=given.jobs)
             print(f"tables and figures: {settings.folder}")
     except (InputError, StepError) as error:
         print(error, file=sys.stderr)

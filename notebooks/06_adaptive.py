@@ -43,6 +43,7 @@ OWN |= {"sigma": float, "samples": int}
 settings = config.notebook_settings(globals(), own=OWN)
 own = config.own_parameters(globals(), OWN, settings)
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pandas as pd
@@ -84,19 +85,21 @@ caption
 #
 # PGD with momentum over k draws per gradient, each k with as many gradients and going on from the
 # last, then other losses and Auto-PGD over draws. What was found is kept in each run's
-# `adaptive.parquet`.
+# `adaptive.parquet`. Two models share the workers, so that none of them idles.
 
 # %%
 known = {"eot": own.eot, "gradients": own.gradients, "steps": own.steps}
 known |= {"epsilons": own.epsilons, "epsilon": epsilon}
 key = known | {"clips": own.clips, "draws": own.draws}
-found = []
-with cohort.worker_pool(device) as pool:
+asked = []
+with cohort.worker_pool(device) as pool, ThreadPoolExecutor(2) as two_models:
     for run in judged:
         tried = trial.on_trial(run, data, test, pool=pool, **on)
         names = ["fgsm", "pgd", "deepfool"] if run.config["model"] == "nature" else []
         of_run = {n: clients.attack_of(run.settings, n) for n in names or [run.config["model"]]}
-        found.append(run.kept("adaptive", key, partial(adaptive.against, tried, of_run, **known)))
+        make = partial(adaptive.against, tried, of_run, **known)
+        asked.append(two_models.submit(run.kept, "adaptive", key, make))
+found = [each.result() for each in asked]
 evidence = pd.concat(found, ignore_index=True)
 by_draws = uar_by(evidence[evidence["test"] == "eot"], ["model", "value"])
 picture = figures.by_model(by_draws, xlabel="draws per gradient", caption=caption)

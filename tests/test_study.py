@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime
 from functools import partial
@@ -250,6 +251,7 @@ def test_clips_of_a_folder_are_counted(speech, tmp_path, settings):
         (["--preset", "dmo"], "preset 'dmo' is unknown; choose from demo, paper, smoke"),
         (["--steps", "al"], "argument --steps: invalid choice: 'al' (choose from 'study', "),
         (["--corpus", "/nowhere"], "corpus '/nowhere' does not exist; give"),
+        (["--jobs", "0"], "jobs 0 must be a whole number >= 1"),
         (["--rounds", "3"], "unrecognized arguments: --rounds 3"),
     ],
 )
@@ -296,13 +298,47 @@ def test_a_failure_stops_and_the_next_call_goes_on(settings, two, capsys):
 
 
 def test_ctrl_c_ends_in_one_line(settings, monkeypatch, fixed_speed, capsys):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
 
     monkeypatch.setattr(study, "execute", interrupt)
     assert command(settings) == 130
     assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+
+
+def test_trainings_side_by_side_share_the_cores(settings, monkeypatch, capsys):
+    together, order = threading.Barrier(2, timeout=10), []
+
+    def execute(step, settings, *, threads: int | None):
+        if threads:
+            together.wait()  # breaks unless two of them run at the same time
+        order.append((step.name, threads))
+
+    monkeypatch.setattr(study, "execute", execute)
+    steps = [s for s in STEPS if s.name not in ("02_fl_advtrain_centralised", *ADAPTIVE)]
+    monkeypatch.setitem(PARTS, "study", steps)
+    assert command(settings, "--jobs", "2", "--no-estimate") == 0
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    threads = dict(order)
+    assert order[0] == ("01_data", None)
+    assert {threads[name] for name in NAMES[1:5]} == {share}
+    assert [name for name, _ in order[5:]] == ["03_attacks", "04_randomisation", "05_analysis"]
+    assert "02_fl_advtrain_pgd took 0:00:00" in capsys.readouterr().out
+
+
+def test_a_failure_beside_others_stops_what_comes_after(settings, monkeypatch, capsys):
+    done = []
+
+    def execute(step, settings, *, threads):
+        done.append(step.name)
+        if step.name == "02_fl_advtrain_none":
+            raise study.StepError("out of memory")
+
+    monkeypatch.setattr(study, "execute", execute)
+    assert command(settings, "--jobs", "2", "--no-estimate") == 1
+    assert capsys.readouterr().err == "out of memory\n"
+    assert "03_attacks" not in done
 
 
 def test_a_plan_needs_no_torch():
