@@ -16,7 +16,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from fedser_utils import attacks, clients, cohort, config, partition, runs, trial
+from fedser_utils import attacks, clients, config, partition, runs, trial, workers
 from fedser_utils.checklist import mean_uar
 from fedser_utils.trial import Attempt, eot_pgd
 
@@ -56,7 +56,7 @@ def main() -> None:
     data = partition.load_federation(run.settings)
     chosen = trial.some_of(data.table("test"), given.clips, seed=0)
     rows = []
-    with cohort.worker_pool(device) as pool:
+    with workers.worker_pool(device) as pool:
         bf16 = clients.uses_bf16(run.settings, device)
         on = {"draws": 20, "device": device, "bf16": bf16, "pool": pool}
         tried = trial.on_trial(run, data, chosen, **on)

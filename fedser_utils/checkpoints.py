@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,20 @@ class CheckpointError(InputError):
     """No usable checkpoint where there should be one."""
 
 
-def save(folder: Path, round_number: int, parts: Mapping[str, Arrays]) -> None:
+def newest_two(rounds: list[int]) -> Collection[int]:
+    """Of the rounds saved, sorted, those to keep: this checkpoint and the one before it."""
+    return rounds[-2:]
+
+
+def save(
+    folder: Path,
+    round_number: int,
+    parts: Mapping[str, Arrays],
+    *,
+    keep: Callable[[list[int]], Collection[int]] = newest_two,
+) -> None:
     """Save the state after ``round_number``. folder: the run's ``checkpoint``; parts: file name
-    without ending -> arrays. Keeps this checkpoint and the one before it."""
+    without ending -> arrays; keep: which rounds' of those saved are not removed."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".partial-*"):
         shutil.rmtree(stale)
@@ -50,17 +62,25 @@ def save(folder: Path, round_number: int, parts: Mapping[str, Arrays]) -> None:
         shutil.rmtree(final)
     partial.rename(final)
     _fsync(folder)
-    for old in sorted(folder.glob("round-*"))[:-2]:
-        shutil.rmtree(old)
+    saved = {_round(path): path for path in sorted(folder.glob("round-*"))}
+    for number in saved.keys() - set(keep([*saved])):
+        shutil.rmtree(saved[number])
 
 
-def load(folder: Path) -> tuple[int, dict[str, Arrays]] | None:
-    """Round and parts of the newest sound checkpoint; None if none was ever saved.
+def _round(path: Path) -> int:
+    return int(path.name.removeprefix("round-"))
+
+
+def load(folder: Path, *, before: float = math.inf) -> tuple[int, dict[str, Arrays]] | None:
+    """Round and parts of the newest sound checkpoint of a round ``before`` that; None if none was
+    ever saved.
 
     Raises CheckpointError, with every reason, if there are checkpoints and none is sound.
     """
     reasons = []
     for path in sorted(folder.glob("round-*"), reverse=True):
+        if _round(path) >= before:
+            continue
         try:
             return _load_checked(path)
         except (OSError, ValueError, KeyError) as error:

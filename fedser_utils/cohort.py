@@ -7,58 +7,45 @@ one reply: moving 68 copies of a large model through records costs more than ave
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import torch
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedser_utils.clients import as_record, client_app, device_of, fit, on_host, reply_to
+from fedser_utils.clients import (
+    as_record,
+    client_app,
+    client_clips,
+    device_of,
+    fit,
+    on_host,
+    reply_to,
+)
 from fedser_utils.config import Settings
+from fedser_utils.grids import ClientGrid, size
+from fedser_utils.scrutiny import fault_of_weights
 from fedser_utils.training import Arrays, Update
 
-log = logging.getLogger(__name__)
 
-FAILED = 1  # the error code of a client whose round raised
-
-
-@contextmanager
-def worker_pool(device: str) -> Iterator[ThreadPoolExecutor]:
-    """On CPU a thread for each core, each with one torch thread: small convolutions gain more
-    from two clients side by side than from two cores each, and the result no longer depends on
-    the number of cores. On a GPU, one worker."""
-    count = torch.get_num_threads() if device == "cpu" else 1
-    try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        if device == "cpu":
-            torch.set_num_threads(count)
-
-
-class CohortGrid(Grid):
-    """Flower's grid with every client in this process.
-
-    Node i + 1 is the i-th client. With ``preaggregate`` the replies of a round are one: the mean
-    of the clients' weights, weighted by their clips, and the sum of those clips.
-    """
+class CohortGrid(ClientGrid):
+    """Every client in this process. With ``preaggregate`` the replies of a round are one: the
+    mean of the clients' weights, weighted by their clips, and the sum of those clips."""
 
     def __init__(
         self,
         settings: Settings,
         clients: Sequence[str],
+        examples: Sequence[int],
         *,
         pool: ThreadPoolExecutor,
         preaggregate: bool,
     ) -> None:
+        super().__init__(clients, examples)
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-        self.settings, self.clients, self.pool = settings, tuple(clients), pool
-        self.preaggregate = preaggregate
+        self.settings, self.pool, self.preaggregate = settings, pool, preaggregate
         self.optimisers: dict[int, Arrays] = {}  # per node, on the device
         self._contexts = {node: self._context(node) for node in self.get_node_ids()}
 
@@ -66,9 +53,6 @@ class CohortGrid(Grid):
         node_config = {"partition-id": node - 1, "num-partitions": len(self.clients)}
         run_config = {"settings": json.dumps(self.settings.values())}
         return Context(1, node, node_config, RecordDict(), run_config)
-
-    def get_node_ids(self) -> list[int]:
-        return list(range(1, len(self.clients) + 1))
 
     def client_states(self) -> dict[int, dict[str, np.ndarray]]:
         """Each node's optimiser state, on the host, for a checkpoint."""
@@ -91,69 +75,64 @@ class CohortGrid(Grid):
         messages = sorted(messages, key=lambda message: message.metadata.dst_node_id)
         if not messages:
             return []
-        if not self.preaggregate:
-            return list(self.pool.map(self._run_app, messages))
-        return self._run_mean(messages)
+        self.missing = {}
+        self.sent += len(messages) * size(messages[0])
+        if self.preaggregate:
+            return self._run_mean(messages)
+        like = messages[0].content["arrays"].to_torch_state_dict()
+        replies = self.pool.map(self._run_app, messages)
+        return [
+            self.failure(message, reply)
+            if isinstance(reply, str)
+            else self.answer(message, reply, like)
+            for message, reply in zip(messages, replies, strict=True)
+        ]
 
-    def _run_app(self, message: Message) -> Message:
+    def _run_app(self, message: Message) -> Message | str:
         try:
             return client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:
-            return self._failure(message, error)
+            return f"{type(error).__name__}: {error}"
 
     def _run_mean(self, messages: list[Message]) -> list[Message]:
         device = device_of(self.settings)
         content = messages[0].content  # every message of a round carries the same model
         weights = {k: v.to(device) for k, v in content["arrays"].to_torch_state_dict().items()}
-        round_number = int(content["config"]["server-round"])
+        number = int(content["config"]["server-round"])
+        proximal_mu = float(content["config"].get("proximal-mu", 0.0))
 
-        def run(message: Message) -> tuple[Update, int] | Exception:
-            node = message.metadata.dst_node_id
-            client = self.clients[node - 1]
+        def run(message: Message) -> Update | str:
+            node, client = message.metadata.dst_node_id, self.client_of(message)
             try:
-                return fit(self.settings, client, weights, round_number, self.optimisers.get(node))
+                clips = client_clips(self.settings, client, "train")
+                optimiser = self.optimisers.get(node)
+                update = fit(
+                    self.settings, client, clips, weights, number, optimiser,
+                    proximal_mu=proximal_mu,
+                )  # fmt: skip
             except Exception as error:
-                return error
+                return f"{type(error).__name__}: {error}"
+            fault = fault_of_weights(update.weights, weights)
+            return f"refused: {fault}" if fault else update
 
-        replies, done, examples, loss = [], 0, 0, 0.0
+        failures, done, examples, loss = [], 0, 0, 0.0
         total: Arrays = {}
-        for message, outcome in zip(messages, self.pool.map(run, messages), strict=True):
-            if isinstance(outcome, Exception):
-                replies.append(self._failure(message, outcome))
+        for message, update in zip(messages, self.pool.map(run, messages), strict=True):
+            if isinstance(update, str):
+                failures.append(self.failure(message, update))
                 continue
-            update, count = outcome
+            node = message.metadata.dst_node_id
             if self.settings.client_state == "keep":
-                self.optimisers[message.metadata.dst_node_id] = update.optimiser
+                self.optimisers[node] = update.optimiser
+            count = self.examples[node - 1]
             done, examples, loss = done + 1, examples + count, loss + update.loss * count
-            for name, value in update.weights.items():
-                total[name] = (
-                    total[name].add_(value, alpha=count) if name in total else value * count
-                )
-        if done:
-            mean = {name: value / examples for name, value in total.items()}
-            facts = {"examples": examples, "clients": done, "loss": loss / examples}
-            replies.append(reply_to(messages[0], mean, **facts))
-        return replies
-
-    def _failure(self, message: Message, error: Exception) -> Message:
-        client = self.clients[message.metadata.dst_node_id - 1]
-        log.warning("client %s failed: %s: %s", client, type(error).__name__, error)
-        reason = f"client {client}: {type(error).__name__}: {error}"
-        return Message(Error(code=FAILED, reason=reason), reply_to=message)
-
-    # the rest of Flower's interface: a cohort answers at once, so nothing is pushed or pulled
-    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
-        return Message(content, dst_node_id=dst_node_id, message_type=message_type)
-
-    def push_messages(self, messages):
-        raise NotImplementedError("a cohort answers in send_and_receive")
-
-    def pull_messages(self, message_ids):
-        raise NotImplementedError("a cohort answers in send_and_receive")
-
-    def set_run(self, run):
-        raise NotImplementedError("a cohort belongs to no SuperLink")
-
-    @property
-    def run(self):
-        raise NotImplementedError("a cohort belongs to no SuperLink")
+            if not total:
+                total = {name: torch.zeros_like(value) for name, value in update.weights.items()}
+            torch._foreach_add_([*total.values()], [*update.weights.values()], alpha=count)
+        if not done:
+            return failures
+        mean = {name: value.div_(examples) for name, value in total.items()}
+        measures = {"num-examples": examples, "num-clients": done, "train-loss": loss / examples}
+        reply = reply_to(messages[0], mean, **measures)
+        self.received += done * size(reply)
+        return [*failures, reply]

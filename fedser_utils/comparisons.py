@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from fedser_utils import metrics
+from fedser_utils import counted, metrics
 from fedser_utils.seeding import rng
 from fedser_utils.tables import KEY, MODELS, in_order, last_round
 
@@ -59,12 +60,16 @@ def measured(paired: pd.DataFrame) -> dict[str, Any]:
 
 def tested(paired: pd.DataFrame) -> dict[str, float]:
     """p of the paper's one-tailed z-test (``after`` is better) and of McNemar's two-sided one; of
-    several seeds as ``metrics.combined`` says."""
+    several seeds as ``metrics.combined`` says. Counted clips (``counted``) cannot be paired: their
+    McNemar p is NaN."""
     p: dict[str, list[float]] = {test: [] for test in _TESTS}
     for _, own in paired.groupby("seed"):
         before, after = (metrics.uar(own["y_true"], own[said]) for said in ("before", "after"))
         p["p_z"].append(metrics.z_test(after, before, len(own))[1])
-        p["p_mcnemar"].append(metrics.mcnemar(own["y_true"], own["before"], own["after"]))
+        same = not counted.is_counted(own["clip"])
+        p["p_mcnemar"].append(
+            metrics.mcnemar(own["y_true"], own["before"], own["after"]) if same else np.nan
+        )
     return {test: metrics.combined(values) for test, values in p.items()}
 
 

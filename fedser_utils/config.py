@@ -45,11 +45,27 @@ def _whole(default: int | None, low: int, high: int | None = None) -> Any:
     return field(default=default, metadata={"type": int, "low": low, "high": high})
 
 
-def _real(default: float, low: float, high: float | None = None, *, above: bool = False) -> Any:
+def _real(
+    default: float | None, low: float, high: float | None = None, *, above: bool = False
+) -> Any:
     """A real number in [low, high], or in (low, high] with ``above``."""
     return field(
         default=default, metadata={"type": float, "low": low, "high": high, "above": above}
     )
+
+
+STRATEGIES = {  # Flower's strategies -> which of the settings below are theirs, by Flower's names
+    "FedAvg": (),
+    "FedProx": ("proximal_mu",),
+    "FedAdam": ("eta", "beta_1", "beta_2", "tau"),
+    "FedYogi": ("eta", "beta_1", "beta_2", "tau"),
+    "FedAvgM": ("server_learning_rate", "server_momentum"),
+    "FedMedian": (),
+    "FedTrimmedAvg": ("beta",),
+    "Krum": ("num_malicious_nodes",),
+    "MultiKrum": ("num_malicious_nodes", "num_nodes_to_select"),
+    "Bulyan": ("num_malicious_nodes",),
+}
 
 
 @dataclass(frozen=True)
@@ -67,12 +83,23 @@ class Settings:
     # federation
     clients: str = _one_of("speakers", "speakers", "pooled")  # pooled: one client has all clips
     rounds: int = _whole(300, 1)
-    strategy: str = _one_of("FedAvg", "FedAvg", "FedAdam")
+    strategy: str = _one_of("FedAvg", *STRATEGIES)
+    fraction_train: float = _real(1.0, 0, 1, above=True)  # share of clients asked in a round
+    # the strategies' own settings, by Flower's names; None: Flower's default
+    proximal_mu: float | None = _real(None, 0)
+    eta: float | None = _real(None, 0, above=True)  # the server's learning rate
+    beta_1: float | None = _real(None, 0, 1)
+    beta_2: float | None = _real(None, 0, 1)
+    tau: float | None = _real(None, 0, above=True)
+    server_learning_rate: float | None = _real(None, 0, above=True)
+    server_momentum: float | None = _real(None, 0, 1)
+    beta: float | None = _real(None, 0, 0.49)  # share cut off at each end
+    num_malicious_nodes: int | None = _whole(None, 0)
+    num_nodes_to_select: int | None = _whole(None, 1)
     split: str = _one_of("speaker_dependent", "speaker_dependent", "speaker_independent")
     client_state: str = _one_of("keep", "keep", "reset")  # a client's Adam state across rounds
-    min_replies: float = _real(
-        1.0, 0, 1, above=True
-    )  # share of clients without which a round fails
+    min_replies: float = _real(1.0, 0, 1, above=True)  # of those asked; with fewer a round fails
+    runtime: str = _one_of("cohort", "cohort", "simulation", "deployment")
     # a client's training
     local_epochs: int = _whole(1, 1)
     batch_size: int = _whole(8, 1)
@@ -93,11 +120,23 @@ class Settings:
     precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto: bf16 where it is fast
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
     outputs: str = str(ROOT / "outputs")
+    timeout: float = _real(86_400.0, 0, above=True)  # seconds; who has not replied then is missing
+    superlink: str | None = None  # host:port of a deployment that is up; None: started here
+    certificates: str = str(ROOT / "deploy" / "keys")  # the folder of that deployment's ca.crt
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
             object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
-        if self.corpus != SYNTHETIC:
+        own = {name for names in STRATEGIES.values() for name in names}
+        for name in sorted(own - set(STRATEGIES[self.strategy])):
+            if getattr(self, name) is not None:
+                takers = ", ".join(s for s, names in STRATEGIES.items() if name in names)
+                raise InputError(f"{name} belongs to {takers}, not to strategy {self.strategy}")
+        if self.superlink and self.runtime != "deployment":
+            raise InputError(f"superlink {self.superlink!r} needs runtime deployment")
+        if self.clients == "pooled" and self.runtime == "deployment":
+            raise InputError("clients 'pooled' keep no recordings; choose runtime cohort")
+        if self.corpus != SYNTHETIC and not self.superlink:
             path = Path(self.corpus).expanduser().resolve()
             if not path.exists():
                 raise InputError(
@@ -134,8 +173,15 @@ class Settings:
         """The settings as plain values, for a run's config.json."""
         return dataclasses.asdict(self)
 
+    @property
+    def strategy_options(self) -> dict[str, Any]:
+        """The strategy's own settings that are not left to Flower."""
+        found = {name: getattr(self, name) for name in STRATEGIES[self.strategy]}
+        return {name: value for name, value in found.items() if value is not None}
 
-HOW = ("checkpoint_every", "device", "outputs")  # settings that do not change the result
+
+# settings that do not change the result
+HOW = ("checkpoint_every", "device", "outputs", "timeout", "superlink", "certificates")
 WHO = ("attack", "seed", "clients")  # settings that tell the runs of one study apart
 
 
@@ -145,6 +191,8 @@ def _checked(spec: dataclasses.Field, value: Any) -> Any:
     if "choices" in meta:
         return choose(name, value, meta["choices"])
     if "type" not in meta:
+        if value is None and spec.default is None:
+            return None
         if not isinstance(value, str) or not value:
             raise InputError(f"{name} {value!r} must be a text")
         return value

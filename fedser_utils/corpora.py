@@ -127,15 +127,16 @@ class Corpus:
         return hashlib.blake2b("\n".join(rows).encode(), digest_size=8).hexdigest()
 
 
-def load_corpus(root: str | Path, *, reader: str | None = None) -> Corpus:
+def load_corpus(root: str | Path, *, reader: str | None = None, alone: bool = False) -> Corpus:
     """Read a corpus: every file is named, decoded and checked once.
 
     root: a folder of WAV, FLAC or MP3 files in any sub-folders, a folder with a ``manifest.csv``,
     or a CSV file with the columns path (relative to it), speaker, emotion and perhaps gender.
-    reader: a name from ``READERS`` or "manifest"; None recognises it.
+    reader: a name from ``READERS`` or "manifest"; None recognises it. alone: it is the share of
+    one client: one speaker, and whatever classes.
 
-    Raises InputError for no clips, a single speaker, a class with a single clip, an unknown
-    reader, or a manifest that lacks a column.
+    Raises InputError for no clips, a single speaker (alone: several), a class with a single clip,
+    an unknown reader, or a manifest that lacks a column.
     """
     root = Path(root)
     if not root.exists():
@@ -153,7 +154,7 @@ def load_corpus(root: str | Path, *, reader: str | None = None) -> Corpus:
         table, rejected = read_names(names, reader=reader)
     table, unusable = _decode(table, base)
     rejected = pd.concat([rejected, unusable], ignore_index=True).sort_values("clip")
-    classes = _check(table, root, rejected)
+    classes = _check(table, root, rejected, alone=alone)
     _report(table, rejected, root, reader)
     return Corpus(base, reader, table, classes, rejected.reset_index(drop=True))
 
@@ -242,13 +243,19 @@ def _decode(table: pd.DataFrame, base: Path) -> tuple[pd.DataFrame, pd.DataFrame
     return table[~bad].sort_values("clip", ignore_index=True), rejected
 
 
-def _check(table: pd.DataFrame, root: Path, rejected: pd.DataFrame) -> tuple[str, ...]:
+def _check(
+    table: pd.DataFrame, root: Path, rejected: pd.DataFrame, *, alone: bool
+) -> tuple[str, ...]:
     """The classes, sorted. Raises InputError where no experiment is possible."""
     where = f"corpus {str(root)!r}"
     if table.empty:
         first = f", the first: {rejected['reason'].iloc[0]}" if len(rejected) else ""
         raise InputError(f"{where} has no usable clip ({len(rejected)} rejected{first})")
     speakers, emotions = table["speaker"].unique(), table["emotion"].value_counts()
+    if alone:
+        if len(speakers) > 1:
+            raise InputError(f"{where} has speakers {', '.join(speakers)}; a client has one")
+        return tuple(sorted(emotions.index))
     if len(speakers) < 2:
         raise InputError(f"{where} has one speaker ({speakers[0]}); a federation needs two or more")
     if len(emotions) < 2:

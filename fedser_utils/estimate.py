@@ -97,8 +97,8 @@ def _measured(settings: Settings) -> Speed:
     import torch  # here, so that the plan of a finished study appears at once
 
     from fedser_utils import attacks, clients, evaluation, features, models, training
-    from fedser_utils.cohort import worker_pool
     from fedser_utils.seeding import generator
+    from fedser_utils.workers import worker_pool
 
     device = clients.device_of(settings)
     workers = torch.get_num_threads() if device == "cpu" else 1

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from fedser_utils import audio, features
 from fedser_utils.attacks import Model, perceptibility, predictions
-from fedser_utils.cohort import worker_pool
 from fedser_utils.metrics import conditions
 from fedser_utils.models import VGG15, attackable, folded
 from fedser_utils.randomisation import Draw, Randomise
 from fedser_utils.seeding import generator
+from fedser_utils.workers import worker_pool
 
 Attack = Callable[..., Tensor]
 BATCH = {"cpu": 4, "cuda": 128}

@@ -1,176 +1,184 @@
-"""The federated loop: Flower's ServerApp and strategies, evaluated, checkpointed, resumable."""
+"""The federated loop: Flower's ServerApp and strategies, evaluated, checkpointed, resumable.
+
+The same ServerApp runs over three grids: the cohort's in this process (``train``), and Flower's
+own in a simulation or a deployment (``runtimes``).
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import random
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
-from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
-from flwr.serverapp import ServerApp, strategy
-from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.serverapp import Grid, ServerApp, strategy
 from tqdm.auto import tqdm
 
-from fedser_utils import attacks, checkpoints, evaluation, metrics, models, runs
-from fedser_utils.clients import attack_of, device_of, new_model, on_host, uses_bf16
-from fedser_utils.cohort import CohortGrid, worker_pool
+from fedser_utils import checkpoints, counted, evaluation, features, metrics, models, runs
+from fedser_utils.clients import decisions, device_of, new_model, on_host, uses_bf16
+from fedser_utils.cohort import CohortGrid
 from fedser_utils.config import Settings
+from fedser_utils.grids import ClientGrid
 from fedser_utils.partition import Federation, load_federation
-from fedser_utils.randomisation import Randomise
+from fedser_utils.remote import RemoteGrid
 from fedser_utils.runs import Run
 from fedser_utils.seeding import derive
+from fedser_utils.strategies import (
+    MEAN_IS_ENOUGH,
+    careful_strategy,
+    restore_strategy,
+    strategy_state,
+)
+from fedser_utils.workers import worker_pool
 
 log = logging.getLogger(__name__)
 
 Monitor = Callable[[pd.DataFrame], None]
-MEAN_IS_ENOUGH = ("FedAvg", "FedAdam")  # strategies that never look at a single client's reply
+Judge = Callable[[int, ArrayRecord], pd.DataFrame]
 
 
-class RoundError(RuntimeError):
-    """A round cannot be used; the text names the clients."""
+@dataclass(frozen=True)
+class Known:
+    """What the server knows of the federation. judge: round and weights -> rows of decisions."""
+
+    classes: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    judge: Judge
 
 
-class _Careful:
-    """Before any Flower strategy: rounds counted on from ``first_round``, clients sampled by the
-    run's own seed, replies counted and sorted, and batch-norm statistics kept from server-side
-    optimisers (a step of Adam makes a variance negative)."""
+def train(
+    settings: Settings, *, monitor: Monitor | None = None, preaggregate: bool | None = None
+) -> Run:
+    """Train and evaluate one model in this process; start it, go on with it, or find it complete.
 
-    first_round = 0
-    seed = 0
-    min_replies = 1.0
-    buffers: frozenset[str] = frozenset()
-
-    def configure_train(self, server_round, arrays, config, grid):
-        server_round += self.first_round
-        state = random.getstate()  # Flower samples with Python's global generator
-        random.seed(derive(self.seed, "sample", server_round))
-        try:
-            messages = list(super().configure_train(server_round, arrays, config, grid))
-        finally:
-            random.setstate(state)
-        if self.optimises:
-            self.current_arrays = {
-                k: v for k, v in self.current_arrays.items() if k not in self.buffers
-            }
-        self.asked = len(messages)
-        return messages
-
-    @property
-    def optimises(self) -> bool:
-        """Whether this strategy takes optimiser steps on the server."""
-        return hasattr(self, "current_arrays")
-
-    def aggregate_train(self, server_round, replies):
-        server_round += self.first_round
-        replies = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
-        sound = [reply for reply in replies if not reply.has_error()]
-        self.replied = sum(int(r.content["metrics"].pop("num-clients")) for r in sound)
-        if self.replied < self.min_replies * self.asked or not sound:
-            reasons = "; ".join(r.error.reason for r in replies if r.has_error())
-            raise RoundError(
-                f"round {server_round}: {self.replied} of {self.asked} clients replied, "
-                f"at least {self.min_replies:.0%} must; {reasons or 'no reason given'}"
-            )
-        if self.optimises:
-            averaged, measures = self._optimise(server_round, sound)
-        else:
-            averaged, measures = super().aggregate_train(server_round, replies)
-        self.loss = float(measures["train-loss"])
-        return averaged, measures
-
-    def _optimise(self, server_round, replies):
-        """A step of the server's optimiser on the parameters; the plain mean of the buffers."""
-        statistics = []
-        for reply in replies:
-            record, arrays = RecordDict(dict(reply.content.items())), reply.content["arrays"]
-            buffers = {k: v for k, v in arrays.items() if k in self.buffers}
-            record["arrays"] = ArrayRecord(buffers)
-            statistics.append(record)
-            reply.content["arrays"] = ArrayRecord(
-                {k: v for k, v in arrays.items() if k not in buffers}
-            )
-        averaged = aggregate_arrayrecords(statistics, self.weighted_by_key)
-        stepped, measures = super().aggregate_train(server_round, replies)
-        stepped = {k: Array(v.numpy().astype(np.float32)) for k, v in stepped.items()}
-        return ArrayRecord({**stepped, **averaged}), measures
-
-    def summary(self) -> None:
-        """Nothing: the run's config.json says it."""
-
-
-def careful_strategy(
-    name: str, *, first_round: int, seed: int, min_replies: float, buffers: Iterable[str]
-) -> strategy.FedAvg:
-    """Flower's strategy ``name``, made careful (see ``_Careful``)."""
-    kind = type(name, (_Careful, getattr(strategy, name)), {})
-    made = kind(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
-    made.first_round, made.seed, made.min_replies = first_round, seed, min_replies
-    made.buffers = frozenset(buffers)
-    return made
-
-
-def strategy_state(made: strategy.FedAvg) -> dict[str, np.ndarray]:
-    """The arrays a strategy keeps between rounds, e.g. FedAdam's ``m_t/classifier.0.bias``."""
-    return {
-        f"{attribute}/{name}": value
-        for attribute, arrays in vars(made).items()
-        if isinstance(arrays, dict)
-        for name, value in arrays.items()
-        if isinstance(value, np.ndarray)
-    }
-
-
-def restore_strategy(made: strategy.FedAvg, state: Mapping[str, np.ndarray]) -> None:
-    """Put ``strategy_state`` back."""
-    for key, value in state.items():
-        attribute, name = key.split("/", 1)
-        if not isinstance(getattr(made, attribute), dict):
-            setattr(made, attribute, {})
-        getattr(made, attribute)[name] = value
-
-
-def train(settings: Settings, *, monitor: Monitor | None = None) -> Run:
-    """Train and evaluate one model; start it, go on with it, or find it complete.
-
-    monitor: called with the rows of rounds.csv after each evaluation. Returns the run. Raises
+    monitor: called with the rows of rounds.csv after each evaluation. preaggregate: whether the
+    grid forms the mean itself; None: where the strategy needs no more. Returns the run. Raises
     RoundError when too few clients reply, runs.RunBusyError when the run is being written.
     """
     data = load_federation(settings)
-    device = device_of(settings)
-    facts = {"device": device_name(device), "bf16": uses_bf16(settings, device)}
-    run = runs.open_run(settings, data.corpus.fingerprint, **facts)
-    with runs.locked(run.folder), worker_pool(device) as pool:
-        if not run.complete:
-            preaggregate = settings.strategy in MEAN_IS_ENOUGH
-            grid = CohortGrid(settings, data.clients, pool=pool, preaggregate=preaggregate)
-            app = ServerApp()
-            app.main()(lambda grid, context: serve(grid, settings, data, run, pool, monitor))
-            app(grid, Context(1, 1, {}, RecordDict(), {}))
+    if preaggregate is None:
+        preaggregate = settings.strategy in MEAN_IS_ENOUGH
+    examples = [len(data.table("train", client)) for client in data.clients]
+    with worker_pool(device_of(settings)) as pool:
+        grid = CohortGrid(settings, data.clients, examples, pool=pool, preaggregate=preaggregate)
+        grid.monitor = monitor
+        told = {"settings": json.dumps(settings.values())}
+        server_app(grid, Context(1, 1, {}, RecordDict(), told))
+    run = runs.open_run(settings, data.corpus.fingerprint)
     if monitor:
         monitor(run.table("rounds"))
     return run
+
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """One run, wherever its clients are. context.run_config: settings, as JSON. The environment's
+    FEDSER_OUTPUTS, where a server has its own place for results, goes before the settings'."""
+    logging.getLogger("fedser_utils").setLevel(logging.INFO)
+    settings = Settings(**json.loads(str(context.run_config["settings"])))
+    settings = replace(settings, outputs=os.environ.get("FEDSER_OUTPUTS", settings.outputs))
+    if not isinstance(grid, ClientGrid):
+        grid = RemoteGrid(grid, timeout=settings.timeout)
+    device = device_of(settings)
+    facts = {"device": device_name(device), "bf16": uses_bf16(settings, device)}
+    with _pool_of(grid, device) as pool:
+        if settings.runtime == "deployment":
+            run = runs.open_run(settings, runs.DEPLOYED, **facts)
+            with runs.locked(run.folder):
+                if not run.complete:
+                    serve(grid, settings, run, _from_clients(grid, settings, run))
+            return
+        data = load_federation(settings)
+        run = runs.open_run(settings, data.corpus.fingerprint, **facts)
+        with runs.locked(run.folder):
+            if not run.complete:
+                serve(grid, settings, run, _from_corpus(grid, settings, run, data, pool))
+
+
+@contextmanager
+def _pool_of(grid: Grid, device: str):
+    if isinstance(grid, CohortGrid):
+        yield grid.pool
+    else:
+        with worker_pool(device) as pool:
+            yield pool
 
 
 def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
 
 
-def serve(
-    grid: CohortGrid,
-    settings: Settings,
-    data: Federation,
-    run: Run,
-    pool: ThreadPoolExecutor,
-    monitor: Monitor | None = None,
-) -> None:
-    """The ServerApp's main: from the newest checkpoint, or the beginning, to the last round."""
-    device = device_of(settings)
-    model = new_model(settings, len(data.classes)).to(device)
+def _from_corpus(
+    grid: ClientGrid, settings: Settings, run: Run, data: Federation, pool: ThreadPoolExecutor
+) -> Known:
+    """All recordings are within reach: the server evaluates."""
+    if isinstance(grid, RemoteGrid):
+        examples = {client: len(data.table("train", client)) for client in data.clients}
+        grid.wait(examples=examples)
+    if not (run.folder / "rejected.csv").exists():
+        run.write("clips.parquet", data.clips.drop(columns=["path", "digest"]))
+        run.write("rejected.csv", data.corpus.rejected)
+    model = new_model(settings, len(data.classes)).to(device_of(settings))
+    test = data.table("test")
+    clips = data.tensors(test, device=device_of(settings))
+
+    def judge(number: int, record: ArrayRecord) -> pd.DataFrame:
+        models.load_arrays(model, record.to_torch_state_dict())
+        seed = derive(settings.seed, "evaluation", number)
+        rows = decisions(settings, model, clips, seed=seed, pool=pool)
+        return evaluation.labelled(rows, test, data.classes)
+
+    return Known(data.classes, data.mean, data.std, judge)
+
+
+def _from_clients(grid: RemoteGrid, settings: Settings, run: Run) -> Known:
+    """The recordings stay with the clients: their sums give the standardisation, and they evaluate.
+    What they said is kept with the run, so that it goes on when one of them is away."""
+    path = run.folder / "standardisation.safetensors"
+    if not path.exists():
+        grid.wait(examples=None)
+        told = dict(zip(grid.clients, (grid.joined[place] for place in sorted(grid.joined))))
+        mean, std = features.pool(joined.sums for joined in told.values())
+        clips = counted.clips({client: joined.counts for client, joined in told.items()})
+        run.write("clips.parquet", clips)
+        runs.save_arrays(path, {"mean": mean, "std": std})
+    clips, kept = run.table("clips"), runs.load_arrays(path)
+    train, test = (clips[clips["split"] == part] for part in ("train", "test"))
+    examples = train.groupby("client").size().to_dict()
+    grid.wait(examples=examples, enough=settings.min_replies)
+    classes = tuple(sorted(clips["emotion"].unique()))
+    expected = pd.crosstab(test["client"], test["emotion"]).reindex(
+        index=[*examples], columns=classes, fill_value=0
+    )
+
+    def judge(number: int, record: ArrayRecord) -> pd.DataFrame:
+        config = _train_config(run, classes, kept["mean"], kept["std"]) | {"server-round": number}
+        content = RecordDict({"arrays": record, "config": ConfigRecord(config)})
+        return counted.decisions(grid.confusions(content, expected), classes)
+
+    return Known(classes, kept["mean"], kept["std"], judge)
+
+
+def _train_config(run: Run, classes: tuple[str, ...], mean: np.ndarray, std: np.ndarray) -> dict:
+    """What every message tells a client."""
+    told = {"run": run.id, "classes": [*classes]}
+    return told | {"mean": mean.astype(float).tolist(), "std": std.astype(float).tolist()}
+
+
+def serve(grid: ClientGrid, settings: Settings, run: Run, known: Known) -> None:
+    """From the newest checkpoint, or the beginning, to the last round."""
+    model = new_model(settings, len(known.classes))
     arrays = {k: on_host(v) for k, v in models.state_arrays(model).items()}
     trainable = {name for name, _ in model.named_parameters()}
     found = checkpoints.load(run.folder / "checkpoint")
@@ -181,29 +189,30 @@ def serve(
         seed=settings.seed,
         min_replies=settings.min_replies,
         buffers=arrays.keys() - trainable,
+        fraction_train=settings.fraction_train,
+        **settings.strategy_options,
     )
     if found:
         log.info("run %s: going on after round %d", run.id, first)
-        arrays = parts["weights"]
+        arrays = {name: parts["weights"][name] for name in arrays}  # in the model's order
         restore_strategy(made, parts.get("server", {}))
         states = {k: v for k, v in parts.items() if k.startswith("client-")}
         grid.restore_client_states({int(k.removeprefix("client-")): v for k, v in states.items()})
-    else:
-        run.write("clips.parquet", data.clips.drop(columns=["path", "digest"]))
-        run.write("rejected.csv", data.corpus.rejected)
-    log_book = _Log(run, settings, data, model, first)
+    log_book = _Log(run, settings, first, grid)
     progress = tqdm(total=settings.rounds, initial=first, desc=settings.model, unit="round")
 
     def after_round(server_round: int, record: ArrayRecord) -> MetricRecord | None:
         number = server_round + first
         if not server_round:  # the model the run starts from, or went on from
             return None
+        log_book.note(f"{number}")
         last = number == settings.rounds
         if last or number % settings.eval_every == 0:
-            models.load_arrays(model, record.to_torch_state_dict())
-            log_book.evaluate(number, made, pool)
-            if monitor:
-                monitor(log_book.rounds)
+            decided = known.judge(number, record)
+            log_book.note(f"{number}, evaluation")
+            log_book.evaluate(number, decided, made)
+            if grid.monitor:
+                grid.monitor(log_book.rounds)
         if last or number % (settings.checkpoint_every or settings.eval_every) == 0:
             _save_checkpoint(run, number, record, made, grid)
         progress.update()
@@ -213,16 +222,21 @@ def serve(
     with progress:
         if first < settings.rounds:
             result = made.start(
-                grid, last_arrays, settings.rounds - first, evaluate_fn=after_round, timeout=86_400
+                grid,
+                last_arrays,
+                settings.rounds - first,
+                timeout=settings.timeout,
+                train_config=ConfigRecord(_train_config(run, known.classes, known.mean, known.std)),
+                evaluate_fn=after_round,
             )
             last_arrays = result.arrays
-    statistics = {"standardisation.mean": data.mean, "standardisation.std": data.std}
-    facts = {"classes": json.dumps(data.classes), "width": str(settings.width)}
+    statistics = {"standardisation.mean": known.mean, "standardisation.std": known.std}
+    facts = {"classes": json.dumps(known.classes), "width": str(settings.width)}
     runs.save_model(run, {k: v.numpy() for k, v in last_arrays.items()} | statistics, **facts)
 
 
 def _save_checkpoint(
-    run: Run, number: int, weights: ArrayRecord, made: strategy.FedAvg, grid: CohortGrid
+    run: Run, number: int, weights: ArrayRecord, made: strategy.FedAvg, grid: ClientGrid
 ) -> None:
     parts = {"weights": {k: v.numpy() for k, v in weights.items()}, "server": strategy_state(made)}
     parts |= {f"client-{node}": state for node, state in grid.client_states().items()}
@@ -232,37 +246,34 @@ def _save_checkpoint(
 class _Log:
     """A run's predictions and rounds, up to ``first`` those already on disk."""
 
-    def __init__(
-        self, run: Run, settings: Settings, data: Federation, model: models.VGG15, first: int
-    ) -> None:
-        self.run, self.settings, self.model = run, settings, model
-        self.test = data.table("test")
-        self.x, self.y = data.tensors(self.test, device=device_of(settings))
-        self.classes = data.classes
+    def __init__(self, run: Run, settings: Settings, first: int, grid: ClientGrid) -> None:
+        self.run, self.settings, self.grid = run, settings, grid
         self.predictions, self.rounds = run.table("predictions"), run.table("rounds")
         if len(self.rounds):
             self.predictions = self.predictions[self.predictions["round"] <= first]
             self.rounds = self.rounds[self.rounds["round"] <= first]
+        self._missing: list[str] = []
+        self._moved = (0, 0)
 
-    def evaluate(self, number: int, made: strategy.FedAvg, pool: ThreadPoolExecutor) -> None:
-        """Decide on the test clips under every condition, and write both tables."""
-        settings = self.settings
-        names = sorted(attacks.ATTACKS) if settings.attack == "none" else [settings.attack]
-        rows = evaluation.evaluate(
-            self.model,
-            self.x,
-            self.y,
-            attacks={name: attack_of(settings, name) for name in names},
-            randomise=Randomise(mode=settings.resize),
-            seed=derive(settings.seed, "evaluation", number),
-            bf16=uses_bf16(settings, device_of(settings)),
-            pool=pool,
-        )
-        facts = {"run": self.run.id, "model": settings.model, "round": number}
-        rows = evaluation.labelled(rows, self.test, self.classes, **facts)[runs.PREDICTIONS]
+    def note(self, when: str) -> None:
+        """Who was missing; it stands in the row of the next evaluation."""
+        missing, self.grid.missing = self.grid.missing, {}
+        self._missing += [f"{when}: {client} ({why})" for client, why in missing.items()]
+
+    def evaluate(self, number: int, rows: pd.DataFrame, made: strategy.FedAvg) -> None:
+        """Take in the decisions on the test clips under every condition, and write both tables."""
+        facts = {"run": self.run.id, "model": self.settings.model, "round": number}
+        rows = rows.assign(**facts)[runs.PREDICTIONS]
+        sent, received = self.grid.sent, self.grid.received
         scored = metrics.scores(rows).assign(
-            train_loss=made.loss, clients_asked=made.asked, clients_replied=made.replied
+            train_loss=made.loss,
+            clients_asked=made.asked,
+            clients_replied=made.replied,
+            missing="; ".join(self._missing),
+            bytes_sent=sent - self._moved[0],
+            bytes_received=received - self._moved[1],
         )
+        self._missing, self._moved = [], (sent, received)
         self.predictions = pd.concat([self.predictions, rows], ignore_index=True)
         self.rounds = pd.concat([self.rounds, scored], ignore_index=True)
         self.run.write("predictions.parquet", self.predictions)

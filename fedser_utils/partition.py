@@ -8,7 +8,10 @@ aside; ``speaker_independent`` puts a random fifth of the speakers aside.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from fedser_utils import features, synthetic
 from fedser_utils.config import SYNTHETIC, InputError, Settings, choose
-from fedser_utils.corpora import Corpus, load_corpus
+from fedser_utils.corpora import MANIFEST, Corpus, load_corpus
 from fedser_utils.seeding import rng
 
 TEST_SHARE = 0.2
@@ -125,6 +128,75 @@ def federate(
     mean, std = features.pool(features.client_sums(log_mels[own]) for own in groups.values())
     clients = tuple(sorted(train["client"].unique()))
     return Federation(corpus, clips, clients, log_mels, mean, std)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one client has: its own clips (with the column split) and their log-Mels."""
+
+    corpus: Corpus
+    clips: pd.DataFrame
+    log_mels: np.ndarray
+
+    @property
+    def client(self) -> str:
+        return self.clips["speaker"].iloc[0]
+
+    def counts(self) -> dict[str, list[int]]:
+        """emotion -> [training clips, test clips]."""
+        table = pd.crosstab(self.clips["emotion"], self.clips["split"])
+        return {
+            emotion: [int(row.get("train", 0)), int(row.get("test", 0))]
+            for emotion, row in table.iterrows()
+        }
+
+    def sums(self) -> features.Sums:
+        """What it reveals for the standardisation."""
+        return features.client_sums(self.log_mels[self.clips.index[self.clips["split"] == "train"]])
+
+    def federation(
+        self, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
+    ) -> Federation:
+        """The part of the federation that this client sees, with what the server tells it."""
+        corpus = replace(self.corpus, classes=tuple(classes))
+        mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+        clips = self.clips.assign(client=self.client)
+        return Federation(corpus, clips, (self.client,), self.log_mels, mean, std)
+
+
+@functools.lru_cache(maxsize=16)
+def load_share(folder: str, *, seed: int, cache: str) -> Share:
+    """One client's recordings, split as ``federate`` splits each speaker's; read once per process.
+
+    Raises InputError if they are not one speaker's, or too few for training and test.
+    """
+    corpus = load_corpus(folder, alone=True)
+    clips = corpus.clips.assign(split=split(corpus.clips, how="speaker_dependent", seed=seed))
+    if clips["split"].nunique() < 2:
+        raise InputError(f"corpus {folder!r} has {len(clips)} clips; a client needs three or more")
+    log_mels = features.cached_log_mels(
+        corpus.root, list(clips["path"]), list(clips["digest"]), cache=Path(cache)
+    )
+    return Share(corpus, clips, log_mels)
+
+
+def share_out(corpus: Corpus, folder: Path) -> list[Path]:
+    """Give each speaker a folder of its own, sorted, with its clips and a manifest: what the
+    clients of a deployment on one machine have. Files are linked where the disk allows it."""
+    folders = []
+    for speaker, own in corpus.clips.groupby("speaker"):
+        place = folder / str(speaker)
+        for path in own["path"]:
+            target = place / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                try:
+                    os.link(corpus.root / path, target)
+                except OSError:
+                    shutil.copy2(corpus.root / path, target)
+        own[["path", "speaker", "gender", "emotion"]].to_csv(place / MANIFEST, index=False)
+        folders.append(place)
+    return folders
 
 
 @functools.lru_cache(maxsize=2)

@@ -30,6 +30,7 @@ from fedser_utils.config import HOW, ROOT, WHO, InputError, Settings
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
+DEPLOYED = "deployment"  # in the place of a corpus's fingerprint: the clients' are their own
 PREDICTIONS = ["run", "model", "round", "attack", "condition", "draw", "clip", "speaker"]
 PREDICTIONS += ["y_true", "y_pred"]
 _PACKAGES = ("torch", "torchaudio", "flwr", "numpy", "pandas", "scikit-learn", "soundfile")

@@ -41,6 +41,7 @@ def client_update(
     optimiser: Arrays | None = None,
     attack: Attack | None = None,
     alpha: float = 0.5,
+    proximal_mu: float = 0.0,
     bf16: bool = False,
 ) -> Update:
     """Train ``weights`` on one client's clips.
@@ -48,8 +49,9 @@ def client_update(
     model: a workspace of the right shape; its content is overwritten. x: (n, 1, frames, mels)
     standardised log-Mel and y: (n,) labels, n >= 1. optimiser: what the client's last round
     returned, or None for a fresh Adam. attack: ``(model, x, y) -> x_adv``, or None for natural
-    training; alpha: weight of the original clips' loss in Eq. 5. bf16: autocast
-    in training, and of the attack's gradients.
+    training; alpha: weight of the original clips' loss in Eq. 5. proximal_mu: FedProx's weight of
+    mu/2 |w - weights|^2, added to what is minimised and not to the loss that is reported (Li et
+    al., 2020, Eq. 2). bf16: autocast in training, and of the attack's gradients.
 
     Neither ``weights`` nor ``optimiser`` nor ``x`` is changed.
     """
@@ -74,11 +76,19 @@ def client_update(
             loss = mixed_loss(losses[: len(clean)], losses[len(clean) :], alpha=alpha)
             adam.zero_grad()
             loss.backward()
+            if proximal_mu:
+                _pull_back(model, weights, proximal_mu)
             adam.step()
             total, seen = total + losses.detach().sum(), seen + len(batch)
     model.eval()
     arrays = {name: value.clone() for name, value in state_arrays(model).items()}
     return Update(arrays, _state(adam, model), float(total) / seen)
+
+
+def _pull_back(model: VGG15, weights: Arrays, mu: float) -> None:
+    """Add the gradient of mu/2 |w - weights|^2, over the trainable parameters."""
+    for name, parameter in model.named_parameters():
+        parameter.grad.add_(parameter.detach() - weights[name].to(parameter.device), alpha=mu)
 
 
 def mixed_loss(original: Tensor, adversarial: Tensor, *, alpha: float) -> Tensor:

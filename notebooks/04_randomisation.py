@@ -33,11 +33,12 @@ from functools import partial
 
 import pandas as pd
 
-from fedser_utils import clients, cohort, defence, evaluation, figures, metrics, models
+from fedser_utils import clients, defence, evaluation, figures, metrics, models
 from fedser_utils import runs as stored
 from fedser_utils.partition import load_federation
 from fedser_utils.randomisation import RESIZE_MODES, Randomise
 from fedser_utils.seeding import generator
+from fedser_utils.workers import worker_pool
 
 with config.refusals():
     run = stored.find_run(settings)
@@ -74,7 +75,7 @@ figures.save(picture, settings.folder, "draw", origin=stored.origin([run]))
 # %%
 chosen = data.validation(share=own.share, seed=made.seed)
 x_val, y_val = data.tensors(chosen, device=device)
-with cohort.worker_pool(device) as pool:
+with worker_pool(device) as pool:
     clips = {"original": x_val, "pgd": evaluation.in_batches(pgd, x_val, y_val, pool=pool)}
     margins = [(frames, frames // 4 + 1) for frames in own.margins]
     options = {"margins": margins, "values": own.values, "draws": 2, "seed": made.seed}
@@ -97,7 +98,7 @@ averages = [k for k in own.averages if 1 < k <= own.draws]
 variants = {mode: Randomise(mode=mode) for mode in RESIZE_MODES}
 variants["tuned"] = Randomise.with_margins(*tuned, value=best["value"], mode=made.resize)
 found = []
-with cohort.worker_pool(device) as pool:
+with worker_pool(device) as pool:
     attacked = evaluation.in_batches(pgd, x, y, pool=pool)
     for name, seen in {"original": x, "pgd": attacked}.items():
         said = evaluation.in_batches(plain, seen, pool=pool).argmax(1)

@@ -52,7 +52,6 @@ from IPython.display import display
 from fedser_utils import (
     adaptive,
     clients,
-    cohort,
     defence,
     evaluation,
     figures,
@@ -66,6 +65,7 @@ from fedser_utils.checklist import checklist
 from fedser_utils.metrics import certified_uar, uar_by
 from fedser_utils.partition import load_federation
 from fedser_utils.verdict import verdict
+from fedser_utils.workers import worker_pool
 
 with config.refusals():
     checked, study = stored.find_run(settings), stored.study_runs(settings)
@@ -92,7 +92,7 @@ known = {"eot": own.eot, "gradients": own.gradients, "steps": own.steps}
 known |= {"epsilons": own.epsilons, "epsilon": epsilon}
 key = known | {"clips": own.clips, "draws": own.draws}
 asked = []
-with cohort.worker_pool(device) as pool, ThreadPoolExecutor(2) as two_models:
+with worker_pool(device) as pool, ThreadPoolExecutor(2) as two_models:
     for run in judged:
         tried = trial.on_trial(run, data, test, pool=pool, **on)
         names = ["fgsm", "pgd", "deepfool"] if run.config["model"] == "nature" else []
@@ -130,7 +130,7 @@ seeds = sum(run.config["model"] == checked.config["model"] for run in study)
 others = {run.id: run for run in study if run.id != checked.id}
 rest = {"steps": own.steps, "iterations": own.iterations, "restarts": own.restarts}
 rest |= {"few": own.few, "queries": own.queries, "epsilon": epsilon}
-with cohort.worker_pool(device) as pool:
+with worker_pool(device) as pool:
     tried = trial.on_trial(checked, data, test, pool=pool, **on)
     sources = {
         n: models.attackable(models.load(r).to(device), bf16=bf16) for n, r in others.items()
@@ -153,7 +153,7 @@ with pd.option_context("display.max_colwidth", None):
 
 # %%
 certificates, cost = [], []
-with cohort.worker_pool(device) as pool:
+with worker_pool(device) as pool:
     for run in judged:
         tried = trial.on_trial(run, data, test, pool=pool, **on)
         options = {"sigma": own.sigma, "choosing": 10, "seed": settings.seed, "pool": pool}

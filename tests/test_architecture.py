@@ -9,7 +9,7 @@ import pytest
 from fedser_utils.config import ROOT
 
 LAYERS = (
-    ("config", "seeding"),
+    ("config", "seeding", "counted", "workers", "scrutiny"),
     ("runs", "checkpoints", "audio"),
     ("corpora", "synthetic"),
     ("features",),
@@ -17,10 +17,11 @@ LAYERS = (
     ("models",),
     ("attacks", "randomisation"),
     ("training",),
-    ("clients",),
-    ("cohort",),
     ("metrics",),
     ("evaluation",),
+    ("clients",),
+    ("grids", "strategies"),
+    ("cohort", "remote"),
     ("defence", "smoothing"),
     ("trial",),
     ("adaptive",),

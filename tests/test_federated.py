@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from fedser_utils import checkpoints, clients, cohort, federated, models, runs
-from fedser_utils.federated import RoundError, careful_strategy
+from fedser_utils import checkpoints, clients, cohort, federated, models, runs, strategies, workers
 from fedser_utils.partition import load_federation
 from fedser_utils.seeding import generator
+from fedser_utils.strategies import RoundError, careful_strategy
 from fedser_utils.training import Update, client_update
 
 
 @pytest.fixture
 def pool():
-    with cohort.worker_pool("cpu") as pool:
+    with workers.worker_pool("cpu") as pool:
         yield pool
 
 
@@ -37,23 +37,28 @@ def arrays(**values):
 def grid_of(monkeypatch, settings, pool, replies, preaggregate):
     """A cohort whose clients answer with fixed weights: name -> (value, clips)."""
 
-    def fit(settings, client, weights, number, optimiser):
-        value, count = replies[client]
+    def fit(settings, client, clips, weights, number, optimiser, **others):
+        value = replies[client][0]
         if value is None:
             raise ValueError("disk lost")
         found = {k: torch.full_like(v, value) for k, v in weights.items()}
-        return Update(found, {"step": torch.tensor(float(number))}, loss=value), count
+        return Update(found, {"step": torch.tensor(float(number))}, loss=value)
 
-    monkeypatch.setattr(cohort, "fit", fit)
-    monkeypatch.setattr(clients, "fit", fit)
+    def clips(settings, client, part):
+        return torch.zeros(replies[client][1], 1), torch.zeros(replies[client][1])
+
+    for module in (cohort, clients):
+        monkeypatch.setattr(module, "fit", fit)
+        monkeypatch.setattr(module, "client_clips", clips)
     names = type("Names", (), {"clients": [*replies]})
     monkeypatch.setattr(clients, "load_federation", lambda settings: names)
-    return cohort.CohortGrid(settings, [*replies], pool=pool, preaggregate=preaggregate)
+    counts = [count for _, count in replies.values()]
+    return cohort.CohortGrid(settings, [*replies], counts, pool=pool, preaggregate=preaggregate)
 
 
-def one_round(made, grid, **weights):
-    messages = made.configure_train(1, arrays(**weights), ConfigRecord(), grid)
-    return made.aggregate_train(1, grid.send_and_receive(messages))
+def one_round(made, grid, number=1, **weights):
+    messages = made.configure_train(number, arrays(**weights), ConfigRecord(), grid)
+    return made.aggregate_train(number, grid.send_and_receive(messages))
 
 
 @pytest.mark.parametrize("preaggregate", [True, False])
@@ -73,7 +78,7 @@ def test_a_client_that_fails_is_named_and_counted(monkeypatch, tiny, pool, preag
         RoundError, match=r"1: 2 of 3 clients replied.*bruno: ValueError: disk lost"
     ):
         one_round(strategy(), grid, w=[0.0])
-    assert "client bruno failed" in caplog.text
+    assert "client bruno: ValueError" in caplog.text
     made = strategy(min_replies=0.6)
     averaged, _ = one_round(made, grid, w=[0.0])
     assert averaged["w"].numpy() == pytest.approx(2)  # as if bruno were not there
@@ -86,7 +91,9 @@ def test_a_client_that_fails_is_named_and_counted(monkeypatch, tiny, pool, preag
 def test_one_mean_equals_all_replies(tiny, federation, pool):
     outcomes = []
     for preaggregate in (True, False):
-        grid = cohort.CohortGrid(tiny, federation.clients, pool=pool, preaggregate=preaggregate)
+        grid = cohort.CohortGrid(
+            tiny, federation.clients, examples_of(federation), pool=pool, preaggregate=preaggregate
+        )
         model = clients.new_model(tiny, len(federation.classes))
         start = clients.as_record(federated.models.state_arrays(model))
         made = strategy()
@@ -98,10 +105,8 @@ def test_one_mean_equals_all_replies(tiny, federation, pool):
         np.testing.assert_allclose(value, outcomes[1][name], rtol=1e-4, atol=1e-5)
 
 
-def reply(node, weights, count):
-    message = Message(RecordDict(), dst_node_id=node, message_type="train")
-    measures = MetricRecord({"num-examples": count, "num-clients": 1, "train-loss": 0.0})
-    return Message(RecordDict({"arrays": weights, "metrics": measures}), reply_to=message)
+def examples_of(federation):
+    return [len(federation.table("train", client)) for client in federation.clients]
 
 
 def test_a_server_optimiser_leaves_the_variances_alone(monkeypatch, tiny, pool):
@@ -111,8 +116,8 @@ def test_a_server_optimiser_leaves_the_variances_alone(monkeypatch, tiny, pool):
     averaged, _ = one_round(made, grid, w=[1.0], running_var=[1.0])
     assert averaged["running_var"].numpy() == pytest.approx(0.2)
     assert averaged["w"].numpy() != pytest.approx(0.2, abs=1e-3)
-    assert set(federated.strategy_state(made)) >= {"m_t/w", "v_t/w"}
-    assert not any("running_var" in key for key in federated.strategy_state(made))
+    assert set(strategies.strategy_state(made)) >= {"m_t/w", "v_t/w"}
+    assert not any("running_var" in key for key in strategies.strategy_state(made))
 
 
 def test_flowers_private_identity_is_where_we_expect_it():
@@ -220,9 +225,9 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny, tmp_path, monkeypatch, c
     monkeypatch.setattr(federated._Log, "evaluate", kept)
     started = []
 
-    def fit(settings, client, weights, number, optimiser):
+    def fit(settings, client, clips, weights, number, *others, **options):
         started.append(number)
-        return clients.fit(settings, client, weights, number, optimiser)
+        return clients.fit(settings, client, clips, weights, number, *others, **options)
 
     monkeypatch.setattr(cohort, "fit", fit)
     resumed = federated.train(settings)
