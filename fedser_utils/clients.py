@@ -39,6 +39,7 @@ logging.getLogger("flwr").setLevel(logging.ERROR)  # it warns that evaluation is
 log = logging.getLogger(__name__)
 
 JOIN = "query.join"  # the message type by which the server gets to know a client
+PACKED = "packed"  # the name of the one array in which weights travel, as in ``models.packed``
 
 
 def device_of(settings: Settings) -> str:
@@ -79,9 +80,8 @@ def new_model(settings: Settings, classes: int) -> models.VGG15:
 _workspace = threading.local()
 
 
-def _model(settings: Settings, weights: Mapping[str, Tensor]) -> models.VGG15:
+def _model(settings: Settings, classes: int) -> models.VGG15:
     """A model for each thread, reused: whoever takes it overwrites its weights."""
-    classes = len(weights["classifier.2.bias"])
     if getattr(_workspace, "key", None) != (settings, classes):
         _workspace.model = new_model(settings, classes).to(device_of(settings))
         _workspace.key = settings, classes
@@ -105,7 +105,7 @@ def fit(
     """
     adversarial = settings.attack != "none" and round_number > 1
     return client_update(
-        _model(settings, weights),
+        _model(settings, len(weights["classifier.2.bias"])),
         weights,
         *clips,
         generator=generator(settings.seed, "round", round_number, client),
@@ -224,7 +224,7 @@ def train_client(message: Message, context: Context) -> Message:
         here.settings,
         here.client,
         clips,
-        dict(message.content["arrays"].to_torch_state_dict()),
+        _weights(message, here),
         number,
         optimiser,
         proximal_mu=float(config.get("proximal-mu", 0.0)),
@@ -233,7 +233,19 @@ def train_client(message: Message, context: Context) -> Message:
         _remember(here, context, number, update.optimiser)
     fresh = here.settings.client_state == "keep" and optimiser is None
     measures = {"num-examples": len(clips[1]), "train-loss": update.loss, "fresh": int(fresh)}
-    return reply_to(message, update.weights, **measures)
+    weights = update.weights
+    if PACKED in message.content["arrays"]:
+        weights = {PACKED: models.packed(weights)}
+    return reply_to(message, weights, **measures)
+
+
+def _weights(message: Message, here: _Here) -> Arrays:
+    """The weights in a message, by name."""
+    arrays = dict(message.content["arrays"].to_torch_state_dict())
+    if PACKED not in arrays:
+        return arrays
+    model = _model(here.settings, len(here.data.classes))
+    return models.unpacked(arrays[PACKED], models.state_arrays(model))
 
 
 def _recall(here: _Here, context: Context, number: int) -> Arrays | None:
@@ -271,8 +283,8 @@ def evaluate_client(message: Message, context: Context) -> Message:
     """Confusion counts on this client's test clips: attack/condition -> classes x classes, flat,
     rows of the truth."""
     here = _here(message, context)
-    weights = dict(message.content["arrays"].to_torch_state_dict())
-    model = models.load_arrays(_model(here.settings, weights), weights).eval()
+    model = _model(here.settings, len(here.data.classes))
+    models.load_arrays(model, _weights(message, here)).eval()
     x, y = here.clips("test")
     number = int(message.content["config"]["server-round"])
     seed = derive(here.settings.seed, "evaluation", number, here.client)

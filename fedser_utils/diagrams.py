@@ -83,8 +83,8 @@ def framework() -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def network(classes: int = 7) -> Figure:
-    """Fig. 3: VGG-15; the size of each block's output at width 1."""
+def network(classes: int | None = None) -> Figure:
+    """Fig. 3: VGG-15; the size of each block's output at width 1. classes: None if not known."""
     figure, axes = _canvas(16, 3.2)
     blocks = [("log-Mel\n1 x 373 x 64", "data")]
     shape = (373, 64)
@@ -94,7 +94,10 @@ def network(classes: int = 7) -> Figure:
             f"{depth} x conv 3x3\n{channels} channels\nBN, ReLU\npool 2x2\n{shape[0]} x {shape[1]}"
         )
         blocks.append((text, "model"))
-    blocks += [("global\naverage\npool\n512", "model"), (f"FC 256\nReLU\nFC {classes}", "defence")]
+    blocks += [
+        ("global\naverage\npool\n512", "model"),
+        (f"FC 256\nReLU\nFC {classes or 'classes'}", "defence"),
+    ]
     for i, (text, kind) in enumerate(blocks):
         _box(axes, 0.05 + 2.0 * i, 0.5, 1.55, 2.2, text, kind)
         if i:

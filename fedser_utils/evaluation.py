@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from fedser_utils import audio, features
 from fedser_utils.attacks import Model, perceptibility, predictions
-from fedser_utils.metrics import conditions
 from fedser_utils.models import VGG15, attackable, folded
 from fedser_utils.randomisation import Draw, Randomise
 from fedser_utils.seeding import generator
@@ -99,6 +98,13 @@ def evaluate(
             columns |= {"index": np.arange(len(x)), "y_pred": said.cpu().numpy()}
             rows.append(pd.DataFrame(columns))
     return pd.concat(rows, ignore_index=True)
+
+
+def conditions(attack: str) -> tuple[str, str]:
+    """The conditions without and with randomisation, in the paper's words."""
+    if attack == "none":
+        return "original", "randomised"
+    return "adversarial", "randomised_adversarial"
 
 
 def under_attacks(

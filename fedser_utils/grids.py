@@ -45,7 +45,10 @@ class ClientGrid(Grid):
         if reply.has_error():
             return self.failure(message, reply.error.reason)
         self.received += size(reply)
-        fault = self._fault(message, reply, like)
+        try:
+            fault = self._fault(message, reply, like)
+        except Exception as error:  # whatever a reply may hold, it must not end the round
+            fault = f"{type(error).__name__}: {error}"
         if fault:
             return self.failure(message, f"refused: {fault}")
         if reply.content["metrics"].pop("fresh") and message.content["config"]["server-round"] > 1:
@@ -53,20 +56,17 @@ class ClientGrid(Grid):
         return Message(reply.content, reply_to=message)
 
     def _fault(self, message: Message, reply: Message, like: Mapping[str, Tensor]) -> str | None:
+        if {*reply.content} != {"arrays", "metrics"}:
+            return f"records {', '.join(reply.content)}"
+        arrays, measures = reply.content["arrays"], reply.content["metrics"]
+        if not isinstance(measures, MetricRecord) or {*measures} != MEASURES:
+            return "measures that are not a training's"
+        if not math.isfinite(measures["train-loss"]):
+            return f"a loss of {measures['train-loss']}"
         expected = self.examples[message.metadata.dst_node_id - 1]
-        try:
-            if {*reply.content} != {"arrays", "metrics"}:
-                return f"records {', '.join(reply.content)}"
-            arrays, measures = reply.content["arrays"], reply.content["metrics"]
-            if not isinstance(measures, MetricRecord) or {*measures} != MEASURES:
-                return "measures that are not a training's"
-            if not math.isfinite(measures["train-loss"]):
-                return f"a loss of {measures['train-loss']}"
-            return fault_of_count(measures["num-examples"], expected) or fault_of_weights(
-                arrays.to_torch_state_dict(), like
-            )
-        except Exception as error:  # whatever a reply may hold, it must not end the round
-            return f"unreadable, {type(error).__name__}: {error}"
+        return fault_of_count(measures["num-examples"], expected) or fault_of_weights(
+            arrays.to_torch_state_dict(), like
+        )
 
     def failure(self, message: Message, reason: str) -> Message:
         """The error that stands for a client's missing reply."""

@@ -183,13 +183,6 @@ def combined(p: Sequence[float]) -> float:
     return float(p[0] if len(p) == 1 else min(1, 2 * np.median(p)))
 
 
-def conditions(attack: str) -> tuple[str, str]:
-    """The conditions without and with randomisation, in the paper's words."""
-    if attack == "none":
-        return "original", "randomised"
-    return "adversarial", "randomised_adversarial"
-
-
 def scores(predictions: pd.DataFrame, *, intervals: bool = False) -> pd.DataFrame:
     """Rows of ``predictions.parquet`` -> one row per run, model, round, attack and condition.
 

@@ -142,6 +142,23 @@ def state_arrays(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach() for k, v in model.state_dict().items() if v.is_floating_point()}
 
 
+def packed(arrays: dict[str, Tensor]) -> Tensor:
+    """All of ``state_arrays`` in one vector, on the host: over a network a hundred small arrays
+    take far longer than one large one."""
+    return torch.cat([value.cpu().reshape(-1) for value in arrays.values()])
+
+
+def unpacked(vector: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The arrays in a vector; like: those whose names and shapes it has. Raises ValueError where
+    it has another size or type."""
+    sizes = [value.numel() for value in like.values()]
+    if vector.dtype != torch.float32 or vector.shape != (sum(sizes),):
+        kind = str(vector.dtype).removeprefix("torch.")
+        raise ValueError(f"weights of type {kind} and shape {tuple(vector.shape)}")
+    parts = zip(like.items(), vector.split(sizes), strict=True)
+    return {name: part.view(value.shape) for (name, value), part in parts}
+
+
 def load_arrays(model: nn.Module, arrays: dict[str, Tensor]) -> nn.Module:
     """Put ``state_arrays`` back, in place. Raises RuntimeError if a name or shape is wrong."""
     missing, unexpected = model.load_state_dict(arrays, strict=False)

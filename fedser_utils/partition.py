@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedser_utils import features, synthetic
+from fedser_utils import features
 from fedser_utils.config import SYNTHETIC, InputError, Settings, choose
 from fedser_utils.corpora import MANIFEST, Corpus, load_corpus
 from fedser_utils.seeding import rng
@@ -205,6 +205,8 @@ def load_federation(settings: Settings) -> Federation:
     outputs = Path(settings.outputs)
     root = Path(settings.corpus)
     if settings.corpus == SYNTHETIC:
+        from fedser_utils import synthetic  # here, so that a client alone starts at once
+
         root = synthetic.write_corpus(
             outputs, speakers=settings.speakers, clips=settings.clips, seed=0
         )

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
-from fedser_utils.clients import JOIN
+from fedser_utils import models
+from fedser_utils.clients import JOIN, PACKED, as_record
 from fedser_utils.features import MELS, Sums
 from fedser_utils.grids import ClientGrid, size
 from fedser_utils.scrutiny import fault_of_confusion, fault_of_count, fault_of_sums
@@ -119,23 +122,32 @@ class RemoteGrid(ClientGrid):
         like = messages[0].content["arrays"].to_torch_state_dict() if messages else {}
         return self.ask(messages, lambda message, reply: self.answer(message, reply, like))
 
+    def _fault(self, message: Message, reply: Message, like: Mapping[str, Tensor]) -> str | None:
+        """As every grid's, after the weights have got their names back."""
+        arrays = reply.content.get("arrays", {})
+        if PACKED in arrays:
+            vector = arrays.pop(PACKED)
+            named = models.unpacked(torch.from_numpy(vector.numpy()), like)
+            arrays.update(as_record(named))
+        return super()._fault(message, reply, like)
+
     def ask(
         self, messages: list[Message], answer: Callable[[Message, Message], Message]
     ) -> list[Message]:
-        """Send messages (to nodes 1, 2, ...); ``answer`` makes of each and its reply what is
-        returned, in the order of the clients."""
+        """Send messages (to nodes 1, 2, ..., with one content); ``answer`` makes of each and its
+        reply what is returned, in the order of the clients."""
         if not messages:
             return []
         self.missing = {}
         messages = sorted(messages, key=lambda message: message.metadata.dst_node_id)
         self.look()
         online = set(self.grid.get_node_ids())
-        outgoing = {}
+        outgoing, content = {}, _packed(messages[0].content)  # the same for all
         for message in messages:
             here = self.joined.get(message.metadata.dst_node_id - 1)
             if here and here.node in online:
                 kind = message.metadata.message_type
-                own = Message(message.content, here.node, kind, ttl=self.timeout)
+                own = Message(content, here.node, kind, ttl=self.timeout)
                 outgoing[message.metadata.dst_node_id] = own
         self.sent += sum(size(message) for message in messages[:1]) * len(outgoing)
         replies = self._exchange(outgoing, self.timeout)
@@ -201,6 +213,12 @@ class RemoteGrid(ClientGrid):
 
     def restore_client_states(self, states: Mapping[int, Mapping]) -> None:
         """Nothing to do: see ``client_states``."""
+
+
+def _packed(content: RecordDict) -> RecordDict:
+    """A message's content with its weights in one array."""
+    vector = models.packed(dict(content["arrays"].to_torch_state_dict()))
+    return RecordDict({"arrays": as_record({PACKED: vector}), "config": content["config"]})
 
 
 def name_of(place: int) -> str:

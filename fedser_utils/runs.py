@@ -128,13 +128,23 @@ def setting_digest(settings: Mapping[str, Any], fingerprint: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
+def name_of(settings: Settings, fingerprint: str) -> str:
+    """The name of the run of these settings on this corpus."""
+    digest = setting_digest(settings.values(), fingerprint)
+    return f"{settings.study}-{settings.model}-s{settings.seed}-{digest}"
+
+
+def read_run(folder: Path) -> Run:
+    """A run from its folder."""
+    return Run(folder, json.loads((folder / "config.json").read_text()))
+
+
 def open_run(settings: Settings, fingerprint: str, **facts: Any) -> Run:
     """The run of these settings on this corpus: found again, or started with its config.json.
 
     fingerprint: of the corpus's content. facts: further entries for config.json, e.g. device.
     """
-    digest = setting_digest(settings.values(), fingerprint)
-    name = f"{settings.study}-{settings.model}-s{settings.seed}-{digest}"
+    name = name_of(settings, fingerprint)
     folder = Path(settings.outputs) / name
     path = folder / "config.json"
     if not path.exists():
@@ -143,7 +153,7 @@ def open_run(settings: Settings, fingerprint: str, **facts: Any) -> Run:
             "run": name,
             "study": settings.study,
             "model": settings.model,
-            "setting": digest,
+            "setting": setting_digest(settings.values(), fingerprint),
             "fingerprint": fingerprint,
             "settings": settings.values(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -153,7 +163,7 @@ def open_run(settings: Settings, fingerprint: str, **facts: Any) -> Run:
             **facts,
         }
         write_text(path, json.dumps(config, indent=2) + "\n")
-    return Run(folder, json.loads(path.read_text()))
+    return read_run(folder)
 
 
 def find_runs(outputs: str | Path, study: str) -> list[Run]:

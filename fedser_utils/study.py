@@ -7,7 +7,6 @@ on after whatever stopped it.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -17,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NoReturn
 
 from fedser_utils import config, plan
+from fedser_utils.command import Parser
 from fedser_utils.config import InputError, Settings
 from fedser_utils.estimate import estimates
 from fedser_utils.plan import PARTS, TRAINING, State, Step, clock, copy_of, parameters, states
@@ -92,14 +91,9 @@ def execute(step: Step, settings: Settings, *, threads: int | None = None) -> No
         raise StepError(refusal if refusal != said[-1] else "\n".join(said))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
-    parser = _Parser(prog="python -m fedser_utils.study", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m fedser_utils.study", description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="demo", help=", ".join(config.preset_names()))
     parser.add_argument("--corpus", default=config.SYNTHETIC, help="synthetic, a folder or a CSV")
     parser.add_argument("--outputs", type=Path, default=config.ROOT / "outputs")

@@ -11,20 +11,35 @@ from IPython.display import HTML, Audio, DisplayHandle, display
 from fedser_utils.figures import uar_by_round
 
 
-class LiveCurve:
-    """A monitor for ``federated.train``: one picture, redrawn after every evaluation. Headless,
-    the last state of it stays in the output notebook."""
+class Monitor:
+    """A monitor for ``runtimes.train``: a line of text and a picture, redrawn after every
+    evaluation. Headless, the last state of them stays in the output notebook."""
 
     def __init__(self) -> None:
-        self._handle: DisplayHandle | None = None
+        self._handles: list[DisplayHandle] = []
 
     def __call__(self, rounds: pd.DataFrame) -> None:
         """rounds: rows of ``rounds.csv`` so far."""
-        picture = uar_by_round(rounds)
-        if self._handle is None:
-            self._handle = display(picture, display_id=True)
+        shown = [HTML(f"<p>{escape(progress(rounds))}</p>"), uar_by_round(rounds)]
+        if not self._handles:
+            self._handles = [display(each, display_id=True) for each in shown]
         else:
-            self._handle.update(picture)
+            for handle, each in zip(self._handles, shown, strict=True):
+                handle.update(each)
+
+
+def progress(rounds: pd.DataFrame) -> str:
+    """Where a run is, in a line: the last evaluated round, its clients, bytes moved, who was
+    missing and why. rounds: rows of ``rounds.csv``."""
+    each = rounds.groupby("round").first()
+    last = each.iloc[-1]
+    sent, received = (each[name].sum() / 1e6 for name in ("bytes_sent", "bytes_received"))
+    missing = "; ".join(each["missing"].dropna().loc[lambda text: text != ""])
+    return (
+        f"round {each.index[-1]}: {last['clients_replied']} of {last['clients_asked']} clients "
+        f"replied; {sent:.1f} MB to the clients, {received:.1f} MB from them; "
+        f"missing: {missing or 'nobody'}"
+    )
 
 
 def players(heard: pd.DataFrame, classes: Sequence[str], *, truth: str) -> HTML:

@@ -17,8 +17,25 @@ local_epochs: int = None
 batch_size: int = None
 learning_rate: float = None  # of the clients' Adam
 client_state: str = None  # keep, reset: a client's Adam state across rounds
-strategy: str = None  # FedAvg, FedAdam
-min_replies: float = None  # share of clients without whose replies a round fails
+strategy: str = (
+    None  # FedAvg, FedProx, FedAdam, FedYogi, FedAvgM, FedMedian, FedTrimmedAvg, Krum ...
+)
+fraction_train: float = None  # share of clients asked in a round
+proximal_mu: float = None  # of FedProx
+eta: float = None  # of FedAdam and FedYogi: the server's learning rate
+beta_1: float = None  # of FedAdam and FedYogi
+beta_2: float = None  # of FedAdam and FedYogi
+tau: float = None  # of FedAdam and FedYogi
+server_learning_rate: float = None  # of FedAvgM
+server_momentum: float = None  # of FedAvgM
+beta: float = None  # of FedTrimmedAvg: share cut off at each end
+num_malicious_nodes: int = None  # of Krum, MultiKrum, Bulyan
+num_nodes_to_select: int = None  # of MultiKrum
+min_replies: float = None  # share of the clients asked without whose replies a round fails
+runtime: str = None  # cohort (in this process), simulation (Ray), deployment (over the network)
+timeout: float = None  # seconds after which a client that has not replied is missing
+superlink: str = None  # host:port of a deployment that is up; otherwise one is started here
+certificates: str = None  # the folder of that deployment's ca.crt
 split: str = None  # speaker_dependent, speaker_independent
 speakers: int = None  # of the embedded corpus, 2 to 68
 clips: int = None  # of the embedded corpus, 28 to 9365
@@ -42,10 +59,8 @@ settings = config.notebook_settings(globals())
 
 from IPython.display import Markdown
 
-from fedser_utils import diagrams, federated, figures, metrics, partition, runs, widgets
+from fedser_utils import diagrams, figures, metrics, runs, runtimes, widgets
 
-with config.refusals():
-    data = partition.load_federation(settings)
 settings
 
 # %% [markdown]
@@ -55,7 +70,7 @@ settings
 diagrams.framework()
 
 # %%
-diagrams.network(len(data.classes))
+diagrams.network()
 
 # %%
 Markdown(diagrams.NOTATION)
@@ -64,20 +79,22 @@ Markdown(diagrams.NOTATION)
 # ## Training
 #
 # If this is stopped, by whatever means, the same parameters go on from the newest checkpoint.
+# Wherever the clients are, the monitor shows the last evaluated round, who was missing, and what
+# has been moved.
 
 # %%
 with config.refusals():
-    run = federated.train(settings, monitor=widgets.LiveCurve())
+    run = runtimes.train(settings, monitor=widgets.Monitor())
 
 # %% [markdown]
 # ## After the last round
 
 # %%
-predictions = run.table("predictions")
+predictions, clips = run.table("predictions"), run.table("clips")
 last = predictions[predictions["round"] == settings.rounds]
 scores = metrics.scores(last, intervals=True)
 assert scores["uar"].between(0, 100).all()
-assert last["clip"].nunique() == len(data.table("test"))
+assert last["clip"].isin(clips.loc[clips["split"] == "test", "clip"]).all()
 scores
 
 # %%

@@ -10,6 +10,10 @@ from fedser_utils.config import ROOT
 
 LAYERS = (
     ("config", "seeding", "counted", "workers", "scrutiny"),
+    ("command",),
+    ("certificates", "gate", "services"),
+    ("connection", "compose"),
+    ("deployment",),
     ("runs", "checkpoints", "audio"),
     ("corpora", "synthetic"),
     ("features",),
@@ -26,6 +30,7 @@ LAYERS = (
     ("trial",),
     ("adaptive",),
     ("federated",),
+    ("runtimes",),
     ("checklist",),
     ("verdict",),
     ("tables",),

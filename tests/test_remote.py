@@ -88,16 +88,14 @@ def test_the_same_weights_as_in_the_cohort(tiny, sound, tmp_path):
 
 def test_the_server_learns_shapes_sums_counts_and_metrics_only(sound, federation, tiny):
     _, wire = sound
-    shapes = {
-        name: tuple(value.shape)
-        for name, value in models.state_arrays(models.VGG15(7, width=tiny.width)).items()
-    }
+    model = models.state_arrays(models.VGG15(7, width=tiny.width))
+    shapes = {"packed": (sum(value.numel() for value in model.values()),)}
     kinds = {kind for kind, _ in wire.asked}
     assert kinds == {"query.join", "train", "evaluate"}
     assert len(wire.received) == 3 + 2 * 3 + 2 * 3
     clips = len(federation.clips)
-    for reply in wire.received:
-        for name, record in reply.content.items():
+    for content in wire.received:
+        for name, record in content.items():
             if isinstance(record, ArrayRecord):
                 found = {key: tuple(array.shape) for key, array in record.items()}
                 assert found == (
@@ -141,21 +139,19 @@ def test_confusions_become_rows_and_back():
     assert rows["condition"].unique() == ["original"]
 
 
-def change(**arrays):
+def change(make):
     def spoil(reply):
-        content = reply.content["arrays"]
-        for name, make in arrays.items():
-            name = name.replace("__", ".")
-            content[name] = Array(make(content[name].numpy().copy()))
+        arrays = reply.content["arrays"]
+        arrays["packed"] = Array(make(arrays["packed"].numpy().copy()))
         return reply
 
     return spoil
 
 
-def put(value):
-    def change(array):
-        array.flat[0] = value
-        return array
+def put(value, where=-1):
+    def change(vector):
+        vector[where] = value
+        return vector
 
     return change
 
@@ -169,9 +165,8 @@ def claim(count):
 
 
 def renamed(reply):
-    arrays = dict(reply.content["arrays"])
-    arrays["other"] = arrays.pop("classifier.2.bias")
-    reply.content["arrays"] = ArrayRecord(arrays)
+    arrays = reply.content["arrays"]
+    reply.content["arrays"] = ArrayRecord({"other": arrays["packed"]})
     return reply
 
 
@@ -181,22 +176,19 @@ def with_more(reply):
 
 
 def torn(reply):
-    reply.content["arrays"]["classifier.2.bias"].data = b"half of an array"
+    reply.content["arrays"]["packed"].data = b"half of an array"
     return reply
 
 
-BIAS = "classifier__2__bias"
-UPDATES = {
-    "nan": (change(**{BIAS: put(np.nan)}), "refused: classifier.2.bias holds nan"),
-    "inf": (change(**{BIAS: put(-np.inf)}), "refused: classifier.2.bias holds inf"),
-    "1e30": (change(**{BIAS: put(1e30)}), r"refused: classifier.2.bias holds 1e\+30"),
-    "shape": (change(**{BIAS: lambda a: a[:3]}), r"refused: classifier.2.bias of shape \(3,\)"),
-    "type": (change(**{BIAS: np.float64}), "refused: classifier.2.bias of type float64"),
-    "variance": (
-        change(features__1__running_var=put(-0.5)), "refused: a negative variance"
-    ),
+UPDATES = {  # the last weight is in classifier.2.bias; the first layer has 18, 2, 2, 2 and 2
+    "nan": (change(put(np.nan)), "refused: classifier.2.bias holds nan"),
+    "inf": (change(put(-np.inf)), "refused: classifier.2.bias holds inf"),
+    "1e30": (change(put(1e30)), r"refused: classifier.2.bias holds 1e\+30"),
+    "shape": (change(lambda v: v[1:]), r"refused: ValueError: weights of type float32 and shape"),
+    "type": (change(np.float64), "refused: ValueError: weights of type float64"),
+    "variance": (change(put(-0.5, 18 + 3 * 2)), "refused: a negative variance"),
     "names": (renamed, "refused: arrays that are not the model's"),
-    "torn": (torn, "refused: unreadable"),
+    "torn": (torn, "refused: ValueError"),
     "speech": (with_more, "refused: records arrays, metrics, speech"),
     "negative": (claim(-5), "refused: -5 clips"),
     "zero": (claim(0), "refused: 0 clips"),

@@ -1,6 +1,8 @@
 """A wire without a network: Flower's grid over clients in this process, and their mishaps."""
 
-from flwr.app import Context, Message, RecordDict
+from copy import deepcopy
+
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -44,11 +46,9 @@ class Wire(Grid):
             try:
                 reply = client_app(message, context)
             except Exception as error:
-                from flwr.app import Error
-
                 reply = Message(Error(1, f"{type(error).__name__}: {error}"), reply_to=message)
             reply = fate(reply) if fate else reply
-            self.received.append(reply)
+            self.received.append(deepcopy(reply.content) if reply.has_content() else None)
             self.replies[message.metadata.message_id] = reply
         return ids
 

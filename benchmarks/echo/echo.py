@@ -1,0 +1,41 @@
+"""Flower's own FedAvg over clients that send back what they get; writes when each round ended."""
+
+import json
+import time
+from pathlib import Path
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from fedser_utils import clients, models
+from fedser_utils.seeding import generator
+
+client_app, server_app = ClientApp(), ServerApp()
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    content = RecordDict(
+        {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})}
+    )
+    return Message(content, reply_to=message)
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    told, ends = context.run_config, []
+    model = models.build(7, width=float(told["width"]), generator=generator(0, "init"))
+
+    def after_round(number, arrays):
+        ends.append(time.time())
+
+    strategy = FedAvg(
+        fraction_evaluate=0.0,
+        min_train_nodes=int(told["clients"]),
+        min_available_nodes=int(told["clients"]),
+    )
+    weights = clients.as_record(models.state_arrays(model))
+    strategy.start(grid, weights, int(told["rounds"]), evaluate_fn=after_round)
+    Path(str(told["result"])).write_text(json.dumps(ends))

@@ -1,0 +1,151 @@
+"""Claim: federation itself costs the cohort grid under half a second a round with 68 clients of the
+full model, and under 3 GB; Flower's simulation on Ray takes tens of times as long.
+
+    python benchmarks/federation.py [--clients 68] [--width 1] [--rounds 4] [--device auto]
+
+The clients' training is replaced by nothing, so what is timed is what federation adds: a client's
+weights are looked at, moved and averaged. Each way runs in a process of its own, one after the
+other; seconds are the median of the rounds after the first; memory is how far the machine's
+available memory fell. Writes benchmarks/results/federation-DEVICE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+WAYS = ("cohort, one mean", "cohort, all replies", "Ray")
+
+
+def in_this_process(way: str, clients: int, width: float, rounds: int, device: str) -> list[float]:
+    """Seconds of each round over the cohort grid."""
+    import torch
+    from flwr.app import ConfigRecord
+
+    from fedser_utils import clients as ours
+    from fedser_utils import cohort, config, models, strategies, workers
+    from fedser_utils.training import Update
+
+    settings = config.load_settings("paper", width=width, client_state="reset", device=device)
+    names = [f"{i:02d}" for i in range(clients)]
+    nothing = (torch.zeros(1, 1), torch.zeros(1))
+    for module in (cohort, ours):
+        module.fit = lambda settings, client, clips, weights, *others, **more: Update(
+            weights, {}, 0.5
+        )
+        module.client_clips = lambda *who: nothing
+    ours.load_federation = lambda settings: argparse.Namespace(clients=names)
+    made = strategies.careful_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
+    record = ours.as_record(models.state_arrays(ours.new_model(settings, 7)))
+    seconds = []
+    with workers.worker_pool(ours.device_of(settings)) as pool:
+        grid = cohort.CohortGrid(
+            settings, names, [1] * clients, pool=pool, preaggregate=way == WAYS[0]
+        )
+        for number in range(1, rounds + 1):
+            begin = time.perf_counter()
+            messages = made.configure_train(number, record, ConfigRecord(), grid)
+            record, _ = made.aggregate_train(number, grid.send_and_receive(messages))
+            seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def on_ray(clients: int, width: float, rounds: int) -> list[float]:
+    """Seconds of each round of Flower's FedAvg in its simulation."""
+    from fedser_utils.connection import Connection
+    from fedser_utils.services import Services, free_port, simulation_command
+
+    with tempfile.TemporaryDirectory() as folder, Services(Path(folder)) as services:
+        port, result = free_port(), Path(folder) / "ends.json"
+        services.start("superlink", simulation_command(port))
+        services.wait_for_port("superlink", port)
+        connection = Connection(f"127.0.0.1:{port}", None, Path(folder) / "home")
+        told = {"rounds": rounds, "width": width, "clients": clients, "result": str(result)}
+        number = connection.submit(
+            Path(__file__).parent / "echo",
+            run_config=told,
+            federation_config={"num-supernodes": clients, "client-resources-num-cpus": 1},
+        )
+        state, details = connection.wait(number, timeout=1800)
+        if state != "finished:completed":
+            raise RuntimeError(details or state)
+        ends = json.loads(result.read_text())
+    return [after - before for before, after in itertools.pairwise(ends)]
+
+
+class Memory(threading.Thread):
+    """How far the machine's available memory falls, in GB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.begin = self.least = self.available()
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            self.least = min(self.least, self.available())
+            time.sleep(0.02)
+
+    @property
+    def fallen(self) -> float:
+        return self.begin - self.least
+
+    @staticmethod
+    def available() -> float:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable")) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clients", type=int, default=68)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--way", choices=WAYS, help="one of them, in this process")
+    given = parser.parse_args()
+    size = (given.clients, given.width, given.rounds)
+    if given.way:
+        if given.way == "Ray":
+            seconds = on_ray(*size)
+        else:
+            seconds = in_this_process(given.way, *size, given.device)
+        print(json.dumps(seconds))
+        return
+    rows = []
+    for way in WAYS:
+        memory = Memory()
+        command = [sys.executable, __file__, "--way", way, "--clients", str(given.clients)]
+        command += ["--width", str(given.width), "--rounds", str(given.rounds)]
+        command += ["--device", given.device]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        seconds = json.loads(done.stdout.splitlines()[-1])
+        rows.append({"way": way, "seconds": statistics.median(seconds[1:]), "GB": memory.fallen})
+        print(f"{way:20} {rows[-1]['seconds']:7.2f} s a round {rows[-1]['GB']:6.1f} GB", flush=True)
+    import torch
+
+    from fedser_utils import runs
+
+    cuda = given.device != "cpu" and torch.cuda.is_available()
+    found = {"clients": given.clients, "width": given.width, "rounds": given.rounds}
+    found |= {"device": torch.cuda.get_device_name() if cuda else "cpu", "commit": runs.commit()}
+    found |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
+    found |= {name: version(name) for name in ("torch", "flwr", "ray")}
+    path = RESULTS / f"federation-{'cuda' if cuda else 'cpu'}.json"
+    path.write_text(json.dumps(found | {"rows": rows}, indent=2) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Where a run's clients are: in this process, in a simulation, or in a deployment.
+
+The ServerApp and the ClientApp are the same. For the last two this module starts what Flower needs
+(or finds it up), submits the run, and shows the run's folder while it fills.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedser_utils import federated, runs
+from fedser_utils.clients import device_of
+from fedser_utils.config import ROOT, SYNTHETIC, InputError, Settings
+from fedser_utils.connection import Connection
+from fedser_utils.corpora import load_corpus
+from fedser_utils.deployment import local
+from fedser_utils.federated import Monitor
+from fedser_utils.partition import load_federation, share_out
+from fedser_utils.runs import Run
+from fedser_utils.services import Services, free_port, simulation_command
+from fedser_utils.strategies import RoundError
+
+APP = ROOT / "deploy" / "app"
+LOOK = 1.0  # seconds between two looks at a run's folder
+CLIENTS_PER_GPU = 4  # of a simulation, side by side
+
+
+def train(settings: Settings, *, monitor: Monitor | None = None) -> Run:
+    """Train and evaluate one model in the settings' runtime; start it, go on with it, or find it
+    complete. As ``federated.train``, which it is for the cohort.
+
+    Raises RoundError, with the server's words, when the run has failed, InputError for what cannot
+    be started, connection.FlowerError for what Flower refuses.
+    """
+    if settings.runtime == "cohort":
+        return federated.train(settings, monitor=monitor)
+    simulated = settings.runtime == "simulation"
+    fingerprint = load_federation(settings).corpus.fingerprint if simulated else runs.DEPLOYED
+    folder = Path(settings.outputs) / runs.name_of(settings, fingerprint)
+    if not (folder / "model.safetensors").exists():
+        with (_simulation if simulated else _deployment)(settings, folder) as (connection, options):
+            _follow(connection, _submit(connection, settings, options), folder, monitor)
+    if not (folder / "config.json").exists():
+        raise InputError(
+            f"run {folder.name} is complete, and its folder is at the server: copy it to "
+            f"{settings.outputs!r}, or mount the server's outputs there"
+        )
+    run = runs.read_run(folder)
+    if monitor:
+        monitor(run.table("rounds"))
+    return run
+
+
+@contextmanager
+def _simulation(settings: Settings, folder: Path) -> Iterator[tuple[Connection, dict[str, Any]]]:
+    """A SuperLink that simulates, on loopback; Ray starts with the run, or is joined at
+    RAY_ADDRESS."""
+    clients = load_federation(settings).clients
+    resources = {"num-supernodes": len(clients), "client-resources-num-cpus": 1}
+    if device_of(settings).startswith("cuda"):
+        resources["client-resources-num-gpus"] = 1 / CLIENTS_PER_GPU
+    with Services(folder / "services") as services:
+        port = free_port()
+        services.start("superlink", simulation_command(port))
+        services.wait_for_port("superlink", port)
+        connection = Connection(f"127.0.0.1:{port}", None, folder / "services" / "home")
+        states = str(folder.resolve() / "clients")
+        yield connection, {"state": states, "federation_config": resources}
+
+
+@contextmanager
+def _deployment(settings: Settings, folder: Path) -> Iterator[tuple[Connection, dict[str, Any]]]:
+    """The deployment that is up at ``settings.superlink``, or one of all speakers, started here."""
+    if settings.superlink:
+        authority = Path(settings.certificates) / "ca.crt"
+        if not authority.exists():
+            raise InputError(f"certificates {settings.certificates!r} holds no ca.crt")
+        yield Connection(settings.superlink, authority, folder.parent / ".flwr"), {}
+        return
+    corpus = (
+        load_federation(replace(settings, runtime="cohort")).corpus
+        if settings.corpus == SYNTHETIC
+        else load_corpus(settings.corpus)
+    )
+    place = folder / "services"
+    with local(place, share_out(corpus, place / "data"), outputs=Path(settings.outputs)) as up:
+        yield up.connection, {}
+
+
+def _submit(connection: Connection, settings: Settings, options: dict[str, Any]) -> int:
+    federation = options.pop("federation_config", None)
+    told = {"settings": json.dumps(settings.values())} | options
+    return connection.submit(APP, run_config=told, federation_config=federation)
+
+
+def _follow(connection: Connection, number: int, folder: Path, monitor: Monitor | None) -> None:
+    """Show the run's log and its rounds until it ends. Raises RoundError if it failed."""
+    path, seen = folder / "rounds.csv", 0.0
+    log = connection.log(number)
+    threading.Thread(target=_show, args=[log.stdout], daemon=True).start()
+    try:
+        while log.poll() is None:
+            time.sleep(LOOK)
+            changed = path.stat().st_mtime if path.exists() else 0.0
+            if monitor and changed > seen:
+                seen = changed
+                monitor(runs.read_run(folder).table("rounds"))
+        state, details = connection.wait(number, timeout=60)
+    except BaseException:
+        connection.stop_run(number)
+        raise
+    finally:
+        log.terminate()
+    if state != "finished:completed":
+        said = details.removeprefix("ServerApp failed with exception: ").strip()
+        raise RoundError(said or f"run {number} of Flower is {state}")
+
+
+def _show(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, end="", flush=True)
