@@ -6,6 +6,7 @@ The ServerApp and the ClientApp are the same. For the last two this module start
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 from fedser_utils import federated, runs
 from fedser_utils.clients import device_of
 from fedser_utils.config import ROOT, SYNTHETIC, InputError, Settings
-from fedser_utils.connection import Connection
+from fedser_utils.connection import Connection, FlowerError
 from fedser_utils.corpora import load_corpus
 from fedser_utils.deployment import local
 from fedser_utils.federated import Monitor
@@ -29,6 +30,7 @@ from fedser_utils.strategies import RoundError
 
 APP = ROOT / "deploy" / "app"
 LOOK = 1.0  # seconds between two looks at a run's folder
+ASK = 20.0  # seconds between two questions whether it is still running
 CLIENTS_PER_GPU = 4  # of a simulation, side by side
 
 
@@ -37,7 +39,7 @@ def train(settings: Settings, *, monitor: Monitor | None = None) -> Run:
     complete. As ``federated.train``, which it is for the cohort.
 
     Raises RoundError, with the server's words, when the run has failed, InputError for what cannot
-    be started, connection.FlowerError for what Flower refuses.
+    be started, or what Flower refuses.
     """
     if settings.runtime == "cohort":
         return federated.train(settings, monitor=monitor)
@@ -46,7 +48,11 @@ def train(settings: Settings, *, monitor: Monitor | None = None) -> Run:
     folder = Path(settings.outputs) / runs.name_of(settings, fingerprint)
     if not (folder / "model.safetensors").exists():
         with (_simulation if simulated else _deployment)(settings, folder) as (connection, options):
-            _follow(connection, _submit(connection, settings, options), folder, monitor)
+            try:
+                _follow(connection, _submit(connection, settings, options), folder, monitor)
+            except FlowerError as error:
+                said = " ".join(str(error).split())
+                raise InputError(f"superlink {connection.address!r}: {said}") from error
     if not (folder / "config.json").exists():
         raise InputError(
             f"run {folder.name} is complete, and its folder is at the server: copy it to "
@@ -101,20 +107,29 @@ def _submit(connection: Connection, settings: Settings, options: dict[str, Any])
 
 
 def _follow(connection: Connection, number: int, folder: Path, monitor: Monitor | None) -> None:
-    """Show the run's log and its rounds until it ends. Raises RoundError if it failed."""
-    path, seen = folder / "rounds.csv", 0.0
+    """Show the run's log and its rounds until it ends. Raises RoundError if it failed.
+
+    The end of its log comes up to a minute late, and asking costs two seconds of a core: whether
+    the model is there is looked at often, the rest seldom.
+    """
+    path, seen, asked = folder / "rounds.csv", 0.0, time.monotonic()
     log = connection.log(number)
     threading.Thread(target=_show, args=[log.stdout], daemon=True).start()
     try:
-        while log.poll() is None:
+        while log.poll() is None and not (folder / "model.safetensors").exists():
             time.sleep(LOOK)
+            if time.monotonic() - asked > ASK:
+                if connection.status(number).state.startswith("finished"):
+                    break
+                asked = time.monotonic()
             changed = path.stat().st_mtime if path.exists() else 0.0
             if monitor and changed > seen:
                 seen = changed
                 monitor(runs.read_run(folder).table("rounds"))
-        state, details = connection.wait(number, timeout=60)
+        state, details = connection.wait(number, timeout=60, every=1)
     except BaseException:
-        connection.stop_run(number)
+        with contextlib.suppress(FlowerError):
+            connection.stop_run(number)
         raise
     finally:
         log.terminate()
