@@ -21,7 +21,7 @@ help:  ## list the commands
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e '.[notebooks,test]'
 	touch $@
 
 install: $(STAMP)  ## make .venv and install everything, pinned, into it

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedser_utils import command
-from fedser_utils.config import InputError
+from fedser_utils.config import InputError, client_name
 
 ALWAYS = ("localhost", "127.0.0.1")  # a SuperLink's own processes reach it there
 VALID = datetime.timedelta(days=3 * 365)
@@ -54,16 +54,11 @@ def make(folder: Path, *, clients: int, hosts: Sequence[str] = ()) -> Path:
         _make_server(folder, wanted)
     _check_server(folder / "server.crt", wanted)
     for client in range(clients):
-        path = folder / f"{name(client)}.key"
+        path = folder / f"{client_name(client)}.key"
         public = _key(path, PrivateFormat.OpenSSH).public_key()
         line = public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
         _write(path.with_suffix(".pub"), line + f" {path.stem}\n".encode())
     return folder
-
-
-def name(client: int) -> str:
-    """``client-07``: what client 7's keys, service and folders are called."""
-    return f"client-{client:02d}"
 
 
 def _make_server(folder: Path, wanted: Sequence[x509.GeneralName]) -> None:

@@ -26,8 +26,10 @@ from fedser_utils.clients import (
 )
 from fedser_utils.config import Settings
 from fedser_utils.grids import ClientGrid, size
-from fedser_utils.scrutiny import fault_of_weights
+from fedser_utils.scrutiny import fault_of_variances, fault_of_weights
 from fedser_utils.training import Arrays, Update
+
+GROUP = 16  # clients whose weights are held at a time
 
 
 class CohortGrid(ClientGrid):
@@ -112,27 +114,72 @@ class CohortGrid(ClientGrid):
                 )  # fmt: skip
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
-            fault = fault_of_weights(update.weights, weights)
+            fault = fault_of_variances(update.weights)
             return f"refused: {fault}" if fault else update
 
-        failures, done, examples, loss = [], 0, 0, 0.0
-        total: Arrays = {}
+        failures, mean = [], _Mean(like=weights)
+        waiting: list[tuple[Message, Update]] = []
         for message, update in zip(messages, self.pool.map(run, messages), strict=True):
             if isinstance(update, str):
                 failures.append(self.failure(message, update))
-                continue
-            node = message.metadata.dst_node_id
-            if self.settings.client_state == "keep":
-                self.optimisers[node] = update.optimiser
-            count = self.examples[node - 1]
-            done, examples, loss = done + 1, examples + count, loss + update.loss * count
-            if not total:
-                total = {name: torch.zeros_like(value) for name, value in update.weights.items()}
-            torch._foreach_add_([*total.values()], [*update.weights.values()], alpha=count)
-        if not done:
+            else:
+                waiting.append((message, update))
+            if len(waiting) == GROUP or message is messages[-1]:
+                failures += self._add(mean, waiting)
+                waiting = []
+        if not mean.clients:
             return failures
-        mean = {name: value.div_(examples) for name, value in total.items()}
-        measures = {"num-examples": examples, "num-clients": done, "train-loss": loss / examples}
-        reply = reply_to(messages[0], mean, **measures)
-        self.received += done * size(reply)
+        reply = reply_to(messages[0], mean.weights(), **mean.measures())
+        self.received += mean.clients * size(reply)
         return [*failures, reply]
+
+    def _add(self, mean: _Mean, group: list[tuple[Message, Update]]) -> list[Message]:
+        """Take a group of updates into the mean, once they have been looked at: their sum, and
+        each of them only if something is wrong with that. Returns errors for the refused."""
+        counts = [self.examples[message.metadata.dst_node_id - 1] for message, _ in group]
+        failures = []
+        if not mean.add([update for _, update in group], counts):
+            sound = []
+            for (message, update), count in zip(group, counts, strict=True):
+                if fault := fault_of_weights(update.weights, mean.like):
+                    failures.append(self.failure(message, f"refused: {fault}"))
+                else:
+                    sound.append((message, update, count))
+            group = [(message, update) for message, update, _ in sound]
+            mean.add([update for _, update in group], [count for *_, count in sound])
+        if self.settings.client_state == "keep":
+            for message, update in group:
+                self.optimisers[message.metadata.dst_node_id] = update.optimiser
+        return failures
+
+
+class _Mean:
+    """The clients' mean, as it comes together. like: the model they were sent."""
+
+    def __init__(self, like: Arrays) -> None:
+        self.like = like
+        self.total = {name: torch.zeros_like(value) for name, value in like.items()}
+        self.clients = self.examples = 0
+        self.loss = 0.0
+
+    def add(self, updates: Sequence[Update], counts: Sequence[int]) -> bool:
+        """Add a group's weights times its counts; False, and nothing added, if their sum shows
+        that something is wrong."""
+        if not updates:
+            return True
+        part = {name: value * counts[0] for name, value in updates[0].weights.items()}
+        for update, count in zip(updates[1:], counts[1:], strict=True):
+            torch._foreach_add_([*part.values()], [*update.weights.values()], alpha=count)
+        if fault_of_weights(part, self.like, times=sum(counts)):
+            return False
+        torch._foreach_add_([*self.total.values()], [*part.values()])
+        self.clients, self.examples = self.clients + len(updates), self.examples + sum(counts)
+        self.loss += sum(u.loss * count for u, count in zip(updates, counts, strict=True))
+        return True
+
+    def weights(self) -> Arrays:
+        return {name: value.div_(self.examples) for name, value in self.total.items()}
+
+    def measures(self) -> dict[str, float]:
+        facts = {"num-examples": self.examples, "num-clients": self.clients}
+        return facts | {"train-loss": self.loss / self.examples}

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedser_utils import command
-from fedser_utils.certificates import name
-from fedser_utils.config import number
+from fedser_utils.config import client_name, number
 from fedser_utils.services import gate_command, superlink_command, supernode_command
 
 CLIENTS = 3
@@ -107,7 +106,7 @@ volumes:
 def compose(clients: int = CLIENTS) -> str:
     """The compose file for so many clients."""
     number("clients", clients)
-    names = [name(client) for client in range(clients)]
+    names = [client_name(client) for client in range(clients)]
     volumes = "\n".join(f"  {volume}: {{}}" for volume in ("superlink", *names))
     head = HEAD.format(clients=clients, first=names[0], last=names[-1])
     sides = [_client(client, clients) for client in range(clients)]
@@ -132,7 +131,7 @@ def _server(names: Sequence[str]) -> str:
 
 
 def _client(client: int, clients: int) -> str:
-    own = name(client)
+    own = client_name(client)
     words = supernode_command(
         superlink="${GATE:-gate:9092}", root_certificates=KEYS / "ca.crt", key=KEYS / "client.key",
         port=9094, partition=client, partitions=clients, data=Path("/data"), state=Path("/state"),

@@ -221,6 +221,11 @@ def number(
     return type(value)
 
 
+def client_name(place: int) -> str:
+    """``client-07``: what client 7 of a deployment is called, and its keys, services, folders."""
+    return f"client-{place:02d}"
+
+
 def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedser_utils import certificates, command, config
-from fedser_utils.certificates import name
-from fedser_utils.config import InputError
+from fedser_utils.config import InputError, client_name
 from fedser_utils.connection import Connection
 from fedser_utils.services import (
     Services,
@@ -36,7 +35,7 @@ ACTIVE = "SuperNode ID: "  # what a SuperNode says when the SuperLink has let it
 class Deployment:
     """What runs, and where. gate, port: host:port of the gate, port of the SuperLink; outputs: the
     server app's; client i has the folder ``data[i]``, the service, key and state called
-    ``certificates.name(i)``."""
+    ``config.client_name(i)``."""
 
     folder: Path
     data: Sequence[Path]
@@ -69,18 +68,18 @@ class Deployment:
 
     def node_command(self, client: int) -> list[str]:
         """A client's SuperNode."""
-        state = self.folder / "state" / name(client)
+        state = self.folder / "state" / client_name(client)
         state.mkdir(parents=True, exist_ok=True)
         return supernode_command(
             superlink=self.gate, root_certificates=self.keys / "ca.crt",
-            key=self.keys / f"{name(client)}.key", port=free_port(),
+            key=self.keys / f"{client_name(client)}.key", port=free_port(),
             partition=client, partitions=len(self.data), data=self.data[client], state=state,
         )  # fmt: skip
 
     def start_node(self, client: int) -> None:
         """Start a client's SuperNode; ``wait_for_node`` waits until it is let in."""
-        self._said[name(client)] = len(self.services.log(name(client)))
-        self.services.start(name(client), self.node_command(client))
+        self._said[client_name(client)] = len(self.services.log(client_name(client)))
+        self.services.start(client_name(client), self.node_command(client))
 
     def wait_for_node(self, client: int, *, timeout: float = 120) -> int:
         """The id of a client's node, as soon as the SuperLink has let it in. timeout: in seconds.
@@ -88,7 +87,7 @@ class Deployment:
         After a crash the SuperLink takes the old process to be online, and refuses the new one, for
         up to a minute; so a node that ended is started again. Raises RuntimeError.
         """
-        service, end = name(client), time.monotonic() + timeout
+        service, end = client_name(client), time.monotonic() + timeout
         while time.monotonic() < end:
             _, found, after = self.services.log(service)[self._said[service] :].partition(ACTIVE)
             if found and "\n" in after:
@@ -101,7 +100,7 @@ class Deployment:
 
     def kill_node(self, client: int) -> None:
         """What a power cut does to a client."""
-        self.services.kill(name(client))
+        self.services.kill(client_name(client))
 
 
 @contextmanager
@@ -128,7 +127,7 @@ def local(
         services.wait_for_port("superlink", port)
         services.wait_for_port("gate", gate_port)
         for client in range(len(data)):
-            connection.register(keys / f"{name(client)}.pub", name(client))
+            connection.register(keys / f"{client_name(client)}.pub", client_name(client))
         if start_nodes:
             for client in range(len(data)):
                 made.start_node(client)

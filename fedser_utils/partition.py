@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fedser_utils import features
-from fedser_utils.config import SYNTHETIC, InputError, Settings, choose
+from fedser_utils.config import SYNTHETIC, InputError, Settings, choose, client_name
 from fedser_utils.corpora import MANIFEST, Corpus, load_corpus
 from fedser_utils.seeding import rng
 
@@ -181,11 +181,12 @@ def load_share(folder: str, *, seed: int, cache: str) -> Share:
 
 
 def share_out(corpus: Corpus, folder: Path) -> list[Path]:
-    """Give each speaker a folder of its own, sorted, with its clips and a manifest: what the
-    clients of a deployment on one machine have. Files are linked where the disk allows it."""
+    """Give each speaker a folder of its own, ``client-00`` and so on in the speakers' order, with
+    its clips and a manifest: what the clients of a deployment on one machine have. Files are
+    linked where the disk allows it."""
     folders = []
-    for speaker, own in corpus.clips.groupby("speaker"):
-        place = folder / str(speaker)
+    for i, (_, own) in enumerate(corpus.clips.groupby("speaker")):
+        place = folder / client_name(i)
         for path in own["path"]:
             target = place / path
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedser_utils import models
 from fedser_utils.clients import JOIN, PACKED, as_record
+from fedser_utils.config import client_name
 from fedser_utils.features import MELS, Sums
 from fedser_utils.grids import ClientGrid, size
 from fedser_utils.scrutiny import fault_of_confusion, fault_of_count, fault_of_sums
@@ -27,6 +28,7 @@ from fedser_utils.strategies import RoundError
 log = logging.getLogger(__name__)
 
 POLL = 0.3  # seconds between two looks for replies
+LATE = 60.0  # seconds that Flower keeps a message beyond the deadline
 PATIENCE = 60.0  # seconds that a run which goes on waits for the last of its clients
 
 
@@ -73,7 +75,7 @@ class RemoteGrid(ClientGrid):
             if examples and waited > PATIENCE and len(self.joined) >= max(1, enough * expected):
                 break
             if waited > self.timeout:
-                here = ", ".join(name_of(place) for place in sorted(self.joined)) or "none"
+                here = ", ".join(client_name(place) for place in sorted(self.joined)) or "none"
                 raise RoundError(
                     f"{len(self.joined)} of {expected or 'unknown'} clients joined in "
                     f"{waited:.0f} s (here: {here})"
@@ -81,7 +83,7 @@ class RemoteGrid(ClientGrid):
             time.sleep(1)
         if examples is None:
             places = [self.joined[place] for place in sorted(self.joined)]
-            self.clients = tuple(name_of(joined.place) for joined in places)
+            self.clients = tuple(client_name(joined.place) for joined in places)
             self.examples = tuple(joined.examples for joined in places)
 
     def look(self) -> None:
@@ -106,13 +108,13 @@ class RemoteGrid(ClientGrid):
             raise ValueError(f"partition {new.place} of {new.places}, where there are {places}")
         old = self.joined.get(new.place)
         if old and old.node in online:
-            raise ValueError(f"{name_of(new.place)} is here already")
+            raise ValueError(f"{client_name(new.place)} is here already")
         if self.examples and new.counts is not None:
             fault = fault_of_count(new.examples, self.examples[new.place])
             if fault:
-                raise ValueError(f"{name_of(new.place)} has {fault}")
+                raise ValueError(f"{client_name(new.place)} has {fault}")
         self.joined[new.place] = new
-        log.info("%s joined", name_of(new.place))
+        log.info("%s joined", client_name(new.place))
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -147,7 +149,7 @@ class RemoteGrid(ClientGrid):
             here = self.joined.get(message.metadata.dst_node_id - 1)
             if here and here.node in online:
                 kind = message.metadata.message_type
-                own = Message(content, here.node, kind, ttl=self.timeout)
+                own = Message(content, here.node, kind, ttl=self.timeout + LATE)
                 outgoing[message.metadata.dst_node_id] = own
         self.sent += sum(size(message) for message in messages[:1]) * len(outgoing)
         replies = self._exchange(outgoing, self.timeout)
@@ -221,11 +223,6 @@ def _packed(content: RecordDict) -> RecordDict:
     return RecordDict({"arrays": as_record({PACKED: vector}), "config": content["config"]})
 
 
-def name_of(place: int) -> str:
-    """What the server calls a client of which it knows no more than its partition-id."""
-    return f"client-{place:02d}"
-
-
 def read_join(node: int, reply: Message) -> Joined:
     """What a node says when it joins. Raises ValueError for what cannot be."""
     measures, counts = reply.content["metrics"], reply.content.get("counts")
@@ -242,5 +239,5 @@ def read_join(node: int, reply: Message) -> Joined:
     joined = Joined(node, place, places, {k: [*v] for k, v in counts.items()}, sums)
     fault = fault_of_count(joined.examples, None) or fault_of_sums(*sums, (MELS,))
     if fault:
-        raise ValueError(f"{name_of(place)} has {fault}")
+        raise ValueError(f"{client_name(place)} has {fault}")
     return joined

@@ -18,8 +18,11 @@ LARGEST = 1e6  # norm of an array; no sound model's is near
 MOST_CLIPS = 1_000_000  # of one client
 
 
-def fault_of_weights(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with a client's ``weights``; ``like`` is the model it was sent."""
+def fault_of_weights(
+    weights: Mapping[str, Tensor], like: Mapping[str, Tensor], *, times: int = 1
+) -> str | None:
+    """What is wrong with a client's ``weights``; ``like`` is the model it was sent. times: they
+    are as many clients' sum."""
     if list(weights) != list(like):
         return "arrays that are not the model's"
     for name, value in weights.items():
@@ -28,12 +31,18 @@ def fault_of_weights(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) 
         if value.shape != like[name].shape:
             return f"{name} of shape {tuple(value.shape)}"
     norms = torch.stack(torch._foreach_norm([*weights.values()]))
-    if not bool((norms <= LARGEST).all()):  # NaN compares as False
-        name = next(n for n, norm in zip(weights, norms, strict=True) if not norm <= LARGEST)
+    bad = ~(norms <= times * LARGEST)  # NaN compares as False
+    if bool(bad.any()):
+        name = [*weights][int(bad.nonzero()[0])]
         return f"{name} holds {float(weights[name].abs().max()):.3g}"
-    if any(bool((v < 0).any()) for n, v in weights.items() if n.endswith("running_var")):
-        return "a negative variance"
-    return None
+    return fault_of_variances(weights)
+
+
+def fault_of_variances(weights: Mapping[str, Tensor]) -> str | None:
+    """Whether a batch-norm variance is negative, which a sum may hide."""
+    variances = [v.flatten() for n, v in weights.items() if n.endswith("running_var")]
+    negative = variances and bool((torch.cat(variances) < 0).any())
+    return "a negative variance" if negative else None
 
 
 def fault_of_count(count: object, expected: int | None) -> str | None:

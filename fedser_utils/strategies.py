@@ -66,8 +66,7 @@ class _Careful:
         else:
             averaged, measures = super().aggregate_train(server_round, sound)
         self.loss = float(measures["train-loss"])
-        arrays = {name: averaged[name].numpy().astype(np.float32) for name in self.names}
-        return ArrayRecord({name: Array(value) for name, value in arrays.items()}), measures
+        return ArrayRecord({name: _single(averaged[name]) for name in self.names}), measures
 
     def _refuse_too_few(self, server_round, reasons):
         """Raise RoundError where Flower would go on with nothing, or with a wrong result."""
@@ -103,6 +102,11 @@ class _Careful:
 
     def summary(self) -> None:
         """Nothing: the run's config.json says it."""
+
+
+def _single(array: Array) -> Array:
+    """In single precision: Flower's server optimisers compute in double."""
+    return array if array.dtype == "float32" else Array(array.numpy().astype(np.float32))
 
 
 def careful_strategy(

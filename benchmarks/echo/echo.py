@@ -17,6 +17,7 @@ client_app, server_app = ClientApp(), ServerApp()
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
+    time.sleep(float(context.run_config["training"]))
     content = RecordDict(
         {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})}
     )
