@@ -36,8 +36,8 @@ def in_this_process(way: str, clients: int, width: float, rounds: int, device: s
     import torch
     from flwr.app import ConfigRecord
 
+    from fedser_utils import answers, cohort, config, models, strategies, workers
     from fedser_utils import clients as ours
-    from fedser_utils import cohort, config, models, strategies, workers
     from fedser_utils.training import Update
 
     settings = config.load_settings("paper", width=width, client_state="reset", device=device)
@@ -48,12 +48,12 @@ def in_this_process(way: str, clients: int, width: float, rounds: int, device: s
         time.sleep(TRAINING)
         return Update(weights, {}, 0.5)
 
-    for module in (cohort, ours):
+    for module in (cohort, answers):
         module.fit = fit
         module.client_clips = lambda *who: nothing
-    ours.load_federation = lambda settings: argparse.Namespace(clients=names)
+    answers.load_federation = lambda settings: argparse.Namespace(clients=names)
     made = strategies.careful_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
-    record = ours.as_record(models.state_arrays(ours.new_model(settings, 7)))
+    record = answers.as_record(models.state_arrays(ours.new_model(settings, 7)))
     seconds = []
     with workers.worker_pool(ours.device_of(settings)) as pool:
         grid = cohort.CohortGrid(

@@ -28,8 +28,8 @@ def two_rounds(clients: int, width: float, clips: int, state: str, device: str) 
     import torch
     from flwr.app import ConfigRecord
 
+    from fedser_utils import answers, cohort, config, models, strategies, workers
     from fedser_utils import clients as ours
-    from fedser_utils import cohort, config, models, strategies, workers
 
     settings = config.load_settings("paper", width=width, client_state=state, device=device)
     where = ours.device_of(settings)
@@ -39,7 +39,7 @@ def two_rounds(clients: int, width: float, clips: int, state: str, device: str) 
     y = torch.randint(7, (clips,), generator=generator).to(where)
     cohort.client_clips = lambda *who: (x, y)
     made = strategies.careful_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
-    record = ours.as_record(models.state_arrays(ours.new_model(settings, 7)))
+    record = answers.as_record(models.state_arrays(ours.new_model(settings, 7)))
     with workers.worker_pool(where) as pool:
         warm = cohort.CohortGrid(settings, names[:4], [clips] * 4, pool=pool, preaggregate=True)
         warm.send_and_receive(made.configure_train(1, record, ConfigRecord(), warm))

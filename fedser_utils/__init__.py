@@ -5,3 +5,8 @@ attacked, defended and measured. Each step is one module; the notebooks call the
 """
 
 __version__ = "0.1.0"
+
+import os as _os
+
+for _name in ("FLWR_DISABLE_UPDATE_CHECK", "FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
+    _os.environ.setdefault(_name, "1" if "DISABLE" in _name else "0")  # before Flower is imported

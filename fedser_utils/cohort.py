@@ -15,15 +15,8 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedser_utils.clients import (
-    as_record,
-    client_app,
-    client_clips,
-    device_of,
-    fit,
-    on_host,
-    reply_to,
-)
+from fedser_utils.answers import as_record, client_app, on_host, reply_to
+from fedser_utils.clients import client_clips, device_of, fit
 from fedser_utils.config import Settings
 from fedser_utils.grids import ClientGrid, size
 from fedser_utils.scrutiny import fault_of_variances, fault_of_weights

@@ -22,7 +22,8 @@ from flwr.serverapp import Grid, ServerApp, strategy
 from tqdm.auto import tqdm
 
 from fedser_utils import checkpoints, counted, evaluation, features, metrics, models, runs
-from fedser_utils.clients import decisions, device_of, new_model, on_host, uses_bf16
+from fedser_utils.answers import on_host
+from fedser_utils.clients import decisions, device_of, new_model, uses_bf16
 from fedser_utils.cohort import CohortGrid
 from fedser_utils.config import Settings
 from fedser_utils.grids import ClientGrid

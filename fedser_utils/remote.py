@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedser_utils import models
-from fedser_utils.clients import JOIN, PACKED, as_record
+from fedser_utils.answers import JOIN, PACKED, as_record
 from fedser_utils.config import client_name
 from fedser_utils.features import MELS, Sums
 from fedser_utils.grids import ClientGrid, size

@@ -24,6 +24,7 @@ LAYERS = (
     ("metrics",),
     ("evaluation",),
     ("clients",),
+    ("answers",),
     ("grids", "strategies"),
     ("cohort", "remote"),
     ("defence", "smoothing"),

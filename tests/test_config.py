@@ -5,7 +5,7 @@ from fedser_utils.config import InputError, load_settings
 
 
 def test_presets_load():
-    assert config.preset_names() == ["demo", "paper", "smoke"]
+    assert config.preset_names() == ["demo", "deployment", "paper", "smoke"]
     assert load_settings().preset == "demo"
     paper = load_settings("paper")
     assert (paper.rounds, paper.batch_size, paper.epsilon, paper.steps) == (300, 8, 0.05, 5)
@@ -15,7 +15,7 @@ def test_presets_load():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"preset": "dmeo"}, "preset 'dmeo' is unknown; choose from demo, paper, smoke"),
+        ({"preset": "dmeo"}, "preset 'dmeo' is unknown; choose from demo, deployment, paper, smoke"),
         ({"atack": "pgd"}, "parameter 'atack' is unknown; choose from alpha, attack"),
         ({"attack": "pdg"}, "attack 'pdg' is unknown; choose from none, fgsm, pgd, deepfool"),
         ({"rounds": -3}, "rounds -3 must be a whole number >= 1"),

@@ -12,7 +12,17 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from fedser_utils import checkpoints, clients, cohort, federated, models, runs, strategies, workers
+from fedser_utils import (
+    answers,
+    checkpoints,
+    clients,
+    cohort,
+    federated,
+    models,
+    runs,
+    strategies,
+    workers,
+)
 from fedser_utils.partition import load_federation
 from fedser_utils.seeding import generator
 from fedser_utils.strategies import RoundError, careful_strategy
@@ -47,11 +57,11 @@ def grid_of(monkeypatch, settings, pool, replies, preaggregate):
     def clips(settings, client, part):
         return torch.zeros(replies[client][1], 1), torch.zeros(replies[client][1])
 
-    for module in (cohort, clients):
+    for module in (cohort, answers):
         monkeypatch.setattr(module, "fit", fit)
         monkeypatch.setattr(module, "client_clips", clips)
     names = type("Names", (), {"clients": [*replies]})
-    monkeypatch.setattr(clients, "load_federation", lambda settings: names)
+    monkeypatch.setattr(answers, "load_federation", lambda settings: names)
     counts = [count for _, count in replies.values()]
     return cohort.CohortGrid(settings, [*replies], counts, pool=pool, preaggregate=preaggregate)
 
@@ -95,7 +105,7 @@ def test_one_mean_equals_all_replies(tiny, federation, pool):
             tiny, federation.clients, examples_of(federation), pool=pool, preaggregate=preaggregate
         )
         model = clients.new_model(tiny, len(federation.classes))
-        start = clients.as_record(federated.models.state_arrays(model))
+        start = answers.as_record(federated.models.state_arrays(model))
         made = strategy()
         for number in (1, 2):  # the second round with the optimiser of the first
             messages = made.configure_train(number, start, ConfigRecord(), grid)
@@ -205,11 +215,11 @@ def test_the_result_does_not_depend_on_the_number_of_threads(nature, tiny, tmp_p
 
 @pytest.mark.parametrize(
     "change",
-    [{"attack": "fgsm"}, {"strategy": "FedAdam"}, {"client_state": "reset"}],
+    [{"attack": "pgd"}, {"strategy": "FedAdam"}, {"client_state": "reset"}],
     ids=lambda change: next(iter(change.values())),
 )
 def test_a_resumed_run_ends_with_the_same_weights(tiny, tmp_path, monkeypatch, change):
-    settings = dataclasses.replace(tiny, rounds=3, **change)
+    settings = dataclasses.replace(tiny, rounds=3, **({"attack": "fgsm"} | change))
     whole = federated.train(dataclasses.replace(settings, outputs=str(tmp_path / "whole")))
     settings = dataclasses.replace(settings, outputs=str(tmp_path / "broken"))
 

@@ -6,7 +6,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedser_utils.clients import client_app
+from fedser_utils.answers import client_app
 
 
 class Wire(Grid):

@@ -9,10 +9,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedser_utils import clients, models
+from fedser_utils import answers, models
 from fedser_utils.seeding import generator
 
-client_app, server_app = ClientApp(), ServerApp()
+client_app = ClientApp()
+server_app = ServerApp()
 
 
 @client_app.train()
@@ -37,6 +38,6 @@ def main(grid: Grid, context: Context) -> None:
         min_train_nodes=int(told["clients"]),
         min_available_nodes=int(told["clients"]),
     )
-    weights = clients.as_record(models.state_arrays(model))
+    weights = answers.as_record(models.state_arrays(model))
     strategy.start(grid, weights, int(told["rounds"]), evaluate_fn=after_round)
     Path(str(told["result"])).write_text(json.dumps(ends))

@@ -1,0 +1,199 @@
+"""What a client answers, in Flower's terms: a ClientApp around ``clients.fit``.
+
+Wherever a client runs, its round is the same. In a deployment it has nothing but its own
+recordings, and they never leave it: the server learns counts and sums when it joins, weights when
+it trains, and confusion counts when it evaluates.
+
+context.node_config: partition-id, the client's place among the sorted clients; in a deployment also
+data and state, the folders with its recordings and of its own. context.run_config: settings, as
+JSON; in a simulation also state, the folder of all clients' states.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from fedser_utils import checkpoints, models
+from fedser_utils.clients import client_clips, decisions, device_of, fit, model_of
+from fedser_utils.config import Settings
+from fedser_utils.partition import Federation, Share, load_federation, load_share
+from fedser_utils.seeding import derive
+from fedser_utils.training import Arrays
+from fedser_utils.workers import worker_pool
+
+logging.getLogger("flwr").setLevel(logging.ERROR)  # it warns that evaluation is ours
+log = logging.getLogger(__name__)
+
+JOIN = "query.join"  # the message type by which the server gets to know a client
+PACKED = "packed"  # the name of the one array in which weights travel, as in ``models.packed``
+
+
+client_app = ClientApp()
+
+
+class _Here(NamedTuple):
+    """Where a message has arrived."""
+
+    settings: Settings
+    client: str
+    clips: Callable[[str], tuple[Tensor, Tensor]]  # of a part, "train" or "test"
+    data: Federation
+    states: Path | None  # where the optimiser's state is kept; None: in Flower's Context
+
+
+def _settings(context: Context) -> Settings:
+    return Settings(**json.loads(str(context.run_config["settings"])))
+
+
+def _share(context: Context) -> Share:
+    """The node's own recordings."""
+    data, state = str(context.node_config["data"]), str(context.node_config["state"])
+    return load_share(data, seed=_settings(context).seed, cache=f"{state}/cache")
+
+
+def _here(message: Message, context: Context) -> _Here:
+    settings, node = _settings(context), context.node_config
+    config = message.content["config"]
+    if "data" in node:
+        share = _share(context)
+        data = share.federation(config["classes"], config["mean"], config["std"])
+        states = Path(str(node["state"])) / str(config["run"])
+
+        def clips(part: str) -> tuple[Tensor, Tensor]:
+            return data.tensors(data.table(part), device=device_of(settings))
+
+        return _Here(settings, share.client, clips, data, states)
+    data = load_federation(settings)
+    client = data.clients[int(node["partition-id"])]
+    root = context.run_config.get("state")
+    states = Path(str(root)) / client if root else None
+    return _Here(settings, client, lambda part: client_clips(settings, client, part), data, states)
+
+
+@client_app.query("join")
+def join(message: Message, context: Context) -> Message:
+    """Which client this is; with recordings of its own also what the standardisation and the
+    evaluation need: sums over its training clips, and counts of clips per emotion."""
+    node = context.node_config
+    content = RecordDict()
+    measures = {name: int(node[name]) for name in ("partition-id", "num-partitions")}
+    if "data" in node:
+        share = _share(context)
+        sums = share.sums()
+        content["sums"] = as_record({"first": sums.first, "second": sums.second})
+        content["counts"] = MetricRecord(share.counts())
+        measures["frames"] = int(sums.count)
+    content["metrics"] = MetricRecord(measures)
+    return Message(content, reply_to=message)
+
+
+@client_app.train()
+def train_client(message: Message, context: Context) -> Message:
+    """A round: ``fit``, with the optimiser's state where this client keeps it."""
+    here = _here(message, context)
+    config = message.content["config"]
+    number = int(config["server-round"])
+    optimiser = _recall(here, context, number)
+    clips = here.clips("train")
+    update = fit(
+        here.settings,
+        here.client,
+        clips,
+        _weights(message, here),
+        number,
+        optimiser,
+        proximal_mu=float(config.get("proximal-mu", 0.0)),
+    )
+    if here.settings.client_state == "keep":
+        _remember(here, context, number, update.optimiser)
+    fresh = here.settings.client_state == "keep" and optimiser is None
+    measures = {"num-examples": len(clips[1]), "train-loss": update.loss, "fresh": int(fresh)}
+    weights = update.weights
+    if PACKED in message.content["arrays"]:
+        weights = {PACKED: models.packed(weights)}
+    return reply_to(message, weights, **measures)
+
+
+def _weights(message: Message, here: _Here) -> Arrays:
+    """The weights in a message, by name."""
+    arrays = dict(message.content["arrays"].to_torch_state_dict())
+    if PACKED not in arrays:
+        return arrays
+    model = model_of(here.settings, len(here.data.classes))
+    return models.unpacked(arrays[PACKED], models.state_arrays(model))
+
+
+def _recall(here: _Here, context: Context, number: int) -> Arrays | None:
+    """The optimiser's state after this client's last round before ``number``, if it is there."""
+    if here.states is None:
+        kept = context.state.get("optimiser")
+        return dict(kept.to_torch_state_dict()) if kept else None
+    try:
+        found = checkpoints.load(here.states, before=number)
+    except checkpoints.CheckpointError as error:
+        log.warning("client %s: %s", here.client, error)
+        found = None
+    if found is None and number > 1:
+        log.warning("client %s: no optimiser state, starting with a fresh one", here.client)
+    return {k: torch.from_numpy(v) for k, v in found[1]["optimiser"].items()} if found else None
+
+
+def _remember(here: _Here, context: Context, number: int, optimiser: Arrays) -> None:
+    if here.states is None:
+        context.state["optimiser"] = as_record(optimiser)
+        return
+    every = here.settings.checkpoint_every or here.settings.eval_every
+
+    def keep(rounds: list[int]) -> Collection[int]:
+        """The newest, and what the server needs if it goes back to one of its checkpoints."""
+        ends = [number, number // every * every, (number // every - 1) * every]
+        return {max((r for r in rounds if r <= end), default=number) for end in ends}
+
+    parts = {"optimiser": {k: on_host(v) for k, v in optimiser.items()}}
+    checkpoints.save(here.states, number, parts, keep=keep)
+
+
+@client_app.evaluate()
+def evaluate_client(message: Message, context: Context) -> Message:
+    """Confusion counts on this client's test clips: attack/condition -> classes x classes, flat,
+    rows of the truth."""
+    here = _here(message, context)
+    model = model_of(here.settings, len(here.data.classes))
+    models.load_arrays(model, _weights(message, here)).eval()
+    x, y = here.clips("test")
+    number = int(message.content["config"]["server-round"])
+    seed = derive(here.settings.seed, "evaluation", number, here.client)
+    with worker_pool(x.device.type) as pool:
+        rows = decisions(here.settings, model, (x, y), seed=seed, pool=pool)
+    classes = len(here.data.classes)
+    cells = y.cpu().numpy()[rows["index"]] * classes + rows["y_pred"]
+    counts = {
+        f"{attack}/{condition}": np.bincount(own, minlength=classes**2).tolist()
+        for (attack, condition), own in cells.groupby([rows["attack"], rows["condition"]])
+    }
+    return Message(RecordDict({"metrics": MetricRecord(counts)}), reply_to=message)
+
+
+def as_record(arrays: Mapping[str, Tensor | np.ndarray]) -> ArrayRecord:
+    return ArrayRecord({k: Array(np.asarray(on_host(v))) for k, v in arrays.items()})
+
+
+def on_host(value: Tensor | np.ndarray) -> np.ndarray:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value
+
+
+def reply_to(message: Message, weights: Arrays, **measures: float) -> Message:
+    """A reply with weights and measures, of which Flower's strategies read num-examples."""
+    measures = {name.replace("_", "-"): value for name, value in measures.items()}
+    content = RecordDict({"arrays": as_record(weights), "metrics": MetricRecord(measures)})
+    return Message(content, reply_to=message)
