@@ -146,9 +146,10 @@ def run(data: Path, folder: Path, port: int, gate_port: int) -> None:
     print(f"starting {len(clients)} clients; logs: {folder / 'logs'}", flush=True)
     with local(folder, clients, port=port, gate_port=gate_port) as running:
         print(f"SuperLink {running.connection.address} (yours), gate {running.gate} (the clients')")
-        own = running.connection
-        print("in a notebook (Path is pathlib's, Connection fedser_utils.connection's):")
-        print(f'  Connection("{own.address}", Path("{own.root_certificates}"), Path("{own.home}"))')
+        print("a run, from the folder notebooks:")
+        print("  papermill 02_fl_advtrain.ipynb out.ipynb -p preset deployment \\")
+        print(f"    -p superlink {running.connection.address} \\")
+        print(f"    -p certificates {running.keys} -p outputs {running.outputs}")
         print("Ctrl-C stops everything", flush=True)
         while all(map(running.services.alive, ("superlink", "gate"))):
             time.sleep(0.5)

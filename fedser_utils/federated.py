@@ -25,7 +25,7 @@ from fedser_utils import checkpoints, counted, evaluation, features, metrics, mo
 from fedser_utils.answers import on_host
 from fedser_utils.clients import decisions, device_of, new_model, uses_bf16
 from fedser_utils.cohort import CohortGrid
-from fedser_utils.config import Settings
+from fedser_utils.config import Settings, choose
 from fedser_utils.grids import ClientGrid
 from fedser_utils.partition import Federation, load_federation
 from fedser_utils.remote import RemoteGrid
@@ -90,6 +90,7 @@ def main(grid: Grid, context: Context) -> None:
     settings = Settings(**json.loads(str(context.run_config["settings"])))
     settings = replace(settings, outputs=os.environ.get("FEDSER_OUTPUTS", settings.outputs))
     if not isinstance(grid, ClientGrid):
+        choose("runtime", settings.runtime, ("simulation", "deployment"))
         grid = RemoteGrid(grid, timeout=settings.timeout)
     device = device_of(settings)
     facts = {"device": device_name(device), "bf16": uses_bf16(settings, device)}

@@ -25,6 +25,7 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+COLOURS = ("FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE")
 GRACE = 8.0  # seconds a service has to end by itself; Flower takes up to 5
 LOG_END = 15  # lines shown of a service that did not start
 
@@ -69,10 +70,12 @@ def simulation_command(port: int) -> list[str]:
 
 def environment(home: Path) -> dict[str, str]:
     """What Flower's programs need: this interpreter's programs first, a home of their own, no
-    telemetry; one thread each unless the caller's environment says otherwise."""
+    telemetry, no colours (a notebook's kernel asks for them, and its JSON would have them); one
+    thread each unless the caller's environment says otherwise."""
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     own = {"PATH": search, "FLWR_HOME": str(home)} | QUIET
-    return {"OMP_NUM_THREADS": "1"} | os.environ | own
+    inherited = {k: v for k, v in os.environ.items() if k not in COLOURS}
+    return {"OMP_NUM_THREADS": "1"} | inherited | own
 
 
 def free_port() -> int:

@@ -15,7 +15,10 @@ def test_presets_load():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"preset": "dmeo"}, "preset 'dmeo' is unknown; choose from demo, deployment, paper, smoke"),
+        (
+            {"preset": "dmeo"},
+            "preset 'dmeo' is unknown; choose from demo, deployment, paper, smoke",
+        ),
         ({"atack": "pgd"}, "parameter 'atack' is unknown; choose from alpha, attack"),
         ({"attack": "pdg"}, "attack 'pdg' is unknown; choose from none, fgsm, pgd, deepfool"),
         ({"rounds": -3}, "rounds -3 must be a whole number >= 1"),

@@ -56,8 +56,9 @@ def differ(one, two):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
+def _surroundings(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a notebook's kernel
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,10 @@ def test_clips_of_a_folder_are_counted(speech, tmp_path, settings):
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["--preset", "dmo"], "preset 'dmo' is unknown; choose from demo, deployment, paper, smoke"),
+        (
+            ["--preset", "dmo"],
+            "preset 'dmo' is unknown; choose from demo, deployment, paper, smoke",
+        ),
         (["--steps", "al"], "argument --steps: invalid choice: 'al' (choose from 'study', "),
         (["--corpus", "/nowhere"], "corpus '/nowhere' does not exist; give"),
         (["--jobs", "0"], "jobs 0 must be a whole number >= 1"),
