@@ -179,7 +179,9 @@ def evaluate_client(message: Message, context: Context) -> Message:
     cells = y.cpu().numpy()[rows["index"]] * classes + rows["y_pred"]
     counts = {
         f"{attack}/{condition}": np.bincount(own, minlength=classes**2).tolist()
-        for (attack, condition), own in cells.groupby([rows["attack"], rows["condition"]])
+        for (attack, condition), own in cells.groupby(
+            [rows["attack"], rows["condition"]], sort=False
+        )
     }
     return Message(RecordDict({"metrics": MetricRecord(counts)}), reply_to=message)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
@@ -71,6 +72,7 @@ class ClientGrid(Grid):
     def failure(self, message: Message, reason: str) -> Message:
         """The error that stands for a client's missing reply."""
         client = self.client_of(message)
+        reason = re.split(r" [-—] The ", reason)[0]  # Flower explains its own at length
         self.missing[client] = reason
         log.warning("client %s: %s", client, reason)
         return Message(Error(MISSING, f"client {client}: {reason}"), reply_to=message)

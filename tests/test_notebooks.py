@@ -99,6 +99,21 @@ def test_the_whole_study_runs(study):
     assert counts["sum"].iloc[-1] == 63
 
 
+@pytest.mark.runtimes
+@pytest.mark.long
+@pytest.mark.parametrize("runtime", ["simulation", "deployment"])
+def test_training_elsewhere_looks_the_same(runtime, tmp_path):
+    given = {"preset": "smoke", "outputs": tmp_path, "width": 0.03125, "attack": "fgsm"}
+    out = tmp_path / "out.ipynb"
+    done = papermill("02_fl_advtrain", out, **given, runtime=runtime)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shown = json.dumps(nbformat.read(out, 4).cells)
+    assert "round 2: 3 of 3 clients replied; " in shown
+    assert "missing: nobody" in shown
+    (folder,) = tmp_path.glob("smoke-fgsm-*")
+    assert len(pd.read_csv(folder / "rounds.csv")) == 2 * 4
+
+
 def test_attacks_are_heard_and_checked_in_full(study):
     folder = study / "smoke"
     for name in ("uar_by_epsilon", "uar_by_steps", "transfer"):
