@@ -14,6 +14,15 @@ from fedser_utils.trial import Trial
 SHARED = Path(os.environ.get("FEDSER_SHARED", config.ROOT.parent / "shared")) / "data"
 
 
+LONGEST = ("test_notebooks", "test_runtimes", "test_services", "test_federated", "test_remote")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first, so that workers side by side end together."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time():
     torch.manual_seed(0)
