@@ -10,27 +10,25 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp, strategy
 from tqdm.auto import tqdm
 
-from fedser_utils import checkpoints, counted, evaluation, features, metrics, models, runs
+from fedser_utils import checkpoints, metrics, models, runs
 from fedser_utils.answers import on_host
-from fedser_utils.clients import decisions, device_of, new_model, uses_bf16
+from fedser_utils.clients import device_of, new_model, uses_bf16
 from fedser_utils.cohort import CohortGrid
 from fedser_utils.config import Settings, choose
 from fedser_utils.grids import ClientGrid
-from fedser_utils.partition import Federation, load_federation
+from fedser_utils.known import Known, from_clients, from_corpus
+from fedser_utils.partition import load_federation
 from fedser_utils.remote import RemoteGrid
 from fedser_utils.runs import Run
-from fedser_utils.seeding import derive
 from fedser_utils.strategies import (
     MEAN_IS_ENOUGH,
     careful_strategy,
@@ -42,17 +40,6 @@ from fedser_utils.workers import worker_pool
 log = logging.getLogger(__name__)
 
 Monitor = Callable[[pd.DataFrame], None]
-Judge = Callable[[int, ArrayRecord], pd.DataFrame]
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the server knows of the federation. judge: round and weights -> rows of decisions."""
-
-    classes: tuple[str, ...]
-    mean: np.ndarray
-    std: np.ndarray
-    judge: Judge
 
 
 def train(
@@ -99,13 +86,13 @@ def main(grid: Grid, context: Context) -> None:
             run = runs.open_run(settings, runs.DEPLOYED, **facts)
             with runs.locked(run.folder):
                 if not run.complete:
-                    serve(grid, settings, run, _from_clients(grid, settings, run))
+                    serve(grid, settings, run, from_clients(grid, settings, run))
             return
         data = load_federation(settings)
         run = runs.open_run(settings, data.corpus.fingerprint, **facts)
         with runs.locked(run.folder):
             if not run.complete:
-                serve(grid, settings, run, _from_corpus(grid, settings, run, data, pool))
+                serve(grid, settings, run, from_corpus(grid, settings, run, data, pool))
 
 
 @contextmanager
@@ -119,63 +106,6 @@ def _pool_of(grid: Grid, device: str):
 
 def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
-
-
-def _from_corpus(
-    grid: ClientGrid, settings: Settings, run: Run, data: Federation, pool: ThreadPoolExecutor
-) -> Known:
-    """All recordings are within reach: the server evaluates."""
-    if isinstance(grid, RemoteGrid):
-        examples = {client: len(data.table("train", client)) for client in data.clients}
-        grid.wait(examples=examples)
-    if not (run.folder / "rejected.csv").exists():
-        run.write("clips.parquet", data.clips.drop(columns=["path", "digest"]))
-        run.write("rejected.csv", data.corpus.rejected)
-    model = new_model(settings, len(data.classes)).to(device_of(settings))
-    test = data.table("test")
-    clips = data.tensors(test, device=device_of(settings))
-
-    def judge(number: int, record: ArrayRecord) -> pd.DataFrame:
-        models.load_arrays(model, record.to_torch_state_dict())
-        seed = derive(settings.seed, "evaluation", number)
-        rows = decisions(settings, model, clips, seed=seed, pool=pool)
-        return evaluation.labelled(rows, test, data.classes)
-
-    return Known(data.classes, data.mean, data.std, judge)
-
-
-def _from_clients(grid: RemoteGrid, settings: Settings, run: Run) -> Known:
-    """The recordings stay with the clients: their sums give the standardisation, and they evaluate.
-    What they said is kept with the run, so that it goes on when one of them is away."""
-    path = run.folder / "standardisation.safetensors"
-    if not path.exists():
-        grid.wait(examples=None)
-        told = dict(zip(grid.clients, (grid.joined[place] for place in sorted(grid.joined))))
-        mean, std = features.pool(joined.sums for joined in told.values())
-        clips = counted.clips({client: joined.counts for client, joined in told.items()})
-        run.write("clips.parquet", clips)
-        runs.save_arrays(path, {"mean": mean, "std": std})
-    clips, kept = run.table("clips"), runs.load_arrays(path)
-    train, test = (clips[clips["split"] == part] for part in ("train", "test"))
-    examples = train.groupby("client").size().to_dict()
-    grid.wait(examples=examples, enough=settings.min_replies)
-    classes = tuple(sorted(clips["emotion"].unique()))
-    expected = pd.crosstab(test["client"], test["emotion"]).reindex(
-        index=[*examples], columns=classes, fill_value=0
-    )
-
-    def judge(number: int, record: ArrayRecord) -> pd.DataFrame:
-        config = _train_config(run, classes, kept["mean"], kept["std"]) | {"server-round": number}
-        content = RecordDict({"arrays": record, "config": ConfigRecord(config)})
-        return counted.decisions(grid.confusions(content, expected), classes)
-
-    return Known(classes, kept["mean"], kept["std"], judge)
-
-
-def _train_config(run: Run, classes: tuple[str, ...], mean: np.ndarray, std: np.ndarray) -> dict:
-    """What every message tells a client."""
-    told = {"run": run.id, "classes": [*classes]}
-    return told | {"mean": mean.astype(float).tolist(), "std": std.astype(float).tolist()}
 
 
 def serve(grid: ClientGrid, settings: Settings, run: Run, known: Known) -> None:
@@ -228,7 +158,7 @@ def serve(grid: ClientGrid, settings: Settings, run: Run, known: Known) -> None:
                 last_arrays,
                 settings.rounds - first,
                 timeout=settings.timeout,
-                train_config=ConfigRecord(_train_config(run, known.classes, known.mean, known.std)),
+                train_config=known.config(run),
                 evaluate_fn=after_round,
             )
             last_arrays = result.arrays

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim.adam import adam
 
 from fedser_utils.models import VGG15, attackable, load_arrays, state_arrays
 
@@ -62,9 +63,7 @@ def client_update(
     if len(attacked):
         x = x.clone()
         x[attacked] = attack(attackable(model, bf16=bf16), x[attacked], y[attacked])
-    adam = torch.optim.Adam(model.parameters(), learning_rate, fused=True)
-    if optimiser:
-        _restore(adam, model, optimiser)
+    state = _started(model, optimiser)
     model.train()
     total, seen = 0.0, 0
     for _ in range(epochs):
@@ -74,15 +73,16 @@ def client_update(
                 logits = model(x[batch])
             losses = cross_entropy(logits.float(), y[batch], reduction="none")
             loss = mixed_loss(losses[: len(clean)], losses[len(clean) :], alpha=alpha)
-            adam.zero_grad()
+            model.zero_grad()
             loss.backward()
             if proximal_mu:
                 _pull_back(model, weights, proximal_mu)
-            adam.step()
+            _step(model, state, learning_rate)
             total, seen = total + losses.detach().sum(), seen + len(batch)
     model.eval()
     arrays = {name: value.clone() for name, value in state_arrays(model).items()}
-    return Update(arrays, _state(adam, model), float(total) / seen)
+    kept = {f"{key}/{name}": v for key, own in state.items() for name, v in own.items()}
+    return Update(arrays, kept, float(total) / seen)
 
 
 def _pull_back(model: VGG15, weights: Arrays, mu: float) -> None:
@@ -113,21 +113,29 @@ def _batches(
     yield from zip(*dealt, strict=True)
 
 
-def _state(adam: torch.optim.Adam, model: VGG15) -> Arrays:
-    """Adam's state with readable names, e.g. ``exp_avg/classifier.0.bias``."""
-    return {
-        f"{key}/{name}": value.detach().clone()
-        for name, parameter in model.named_parameters()
-        for key, value in adam.state[parameter].items()
+def _started(model: VGG15, optimiser: Arrays | None) -> dict[str, Arrays]:
+    """Adam's state, key -> parameter's name -> value: zeros, or ``optimiser`` (whose names are
+    e.g. ``exp_avg/classifier.0.bias``) copied into each parameter's own memory format: the fused
+    Adam walks through memory, and moments laid out otherwise would meet the wrong weights."""
+    parameters = dict(model.named_parameters())
+    state = {
+        "step": {name: value.detach().new_zeros(()) for name, value in parameters.items()},
+        "exp_avg": {name: torch.zeros_like(value) for name, value in parameters.items()},
+        "exp_avg_sq": {name: torch.zeros_like(value) for name, value in parameters.items()},
     }
+    for key, own in state.items() if optimiser else ():
+        for name, value in own.items():
+            value.copy_(optimiser[f"{key}/{name}"].reshape(value.shape))
+    return state
 
 
-def _restore(adam: torch.optim.Adam, model: VGG15, arrays: Arrays) -> None:
-    """Put ``_state`` back, in each parameter's own memory format: the fused Adam walks through
-    memory, and moments laid out otherwise would meet the wrong weights without an error."""
-    for name, parameter in model.named_parameters():
-        adam.state[parameter] = {
-            "step": arrays[f"step/{name}"].reshape(()).to(parameter.device, copy=True),
-            "exp_avg": torch.empty_like(parameter).copy_(arrays[f"exp_avg/{name}"]),
-            "exp_avg_sq": torch.empty_like(parameter).copy_(arrays[f"exp_avg_sq/{name}"]),
-        }
+@torch.no_grad()
+def _step(model: VGG15, state: dict[str, Arrays], learning_rate: float) -> None:
+    """A step of Adam (Kingma and Ba, 2015), torch's own with its defaults; through its functional
+    form, since torch.optim's classes load the compiler first, which takes a new process seconds."""
+    parameters = [*model.parameters()]
+    adam(
+        parameters, [p.grad for p in parameters], [*state["exp_avg"].values()],
+        [*state["exp_avg_sq"].values()], [], [*state["step"].values()], fused=True, amsgrad=False,
+        beta1=0.9, beta2=0.999, lr=learning_rate, weight_decay=0.0, eps=1e-8, maximize=False,
+    )  # fmt: skip

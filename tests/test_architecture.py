@@ -30,6 +30,7 @@ LAYERS = (
     ("defence", "smoothing"),
     ("trial",),
     ("adaptive",),
+    ("known",),
     ("federated",),
     ("runtimes",),
     ("checklist",),

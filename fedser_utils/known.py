@@ -1,0 +1,95 @@
+"""What the server knows of the federation, and how it judges a model: with all recordings within
+reach it decides on the test clips itself; otherwise the clients tell their sums, and evaluate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from fedser_utils import counted, evaluation, features, models, runs
+from fedser_utils.clients import decisions, device_of, new_model
+from fedser_utils.config import Settings
+from fedser_utils.grids import ClientGrid
+from fedser_utils.partition import Federation
+from fedser_utils.remote import RemoteGrid
+from fedser_utils.runs import Run
+from fedser_utils.seeding import derive
+
+Judge = Callable[[int, ArrayRecord], pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the server knows of the federation. judge: round and weights -> rows of decisions."""
+
+    classes: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    judge: Judge
+
+    def config(self, run: Run) -> ConfigRecord:
+        """What every message of a run tells a client."""
+        return _told(run, self.classes, self.mean, self.std)
+
+
+def _told(run: Run, classes: Sequence[str], mean: np.ndarray, std: np.ndarray) -> ConfigRecord:
+    statistics = {"mean": mean.astype(float).tolist(), "std": std.astype(float).tolist()}
+    return ConfigRecord({"run": run.id, "classes": [*classes]} | statistics)
+
+
+def from_corpus(
+    grid: ClientGrid, settings: Settings, run: Run, data: Federation, pool: Executor
+) -> Known:
+    """All recordings are within reach: the server evaluates."""
+    if isinstance(grid, RemoteGrid):
+        examples = {client: len(data.table("train", client)) for client in data.clients}
+        grid.wait(examples=examples)
+    if not (run.folder / "rejected.csv").exists():
+        run.write("clips.parquet", data.clips.drop(columns=["path", "digest"]))
+        run.write("rejected.csv", data.corpus.rejected)
+    model = new_model(settings, len(data.classes)).to(device_of(settings))
+    test = data.table("test")
+    clips = data.tensors(test, device=device_of(settings))
+
+    def judge(number: int, record: ArrayRecord) -> pd.DataFrame:
+        models.load_arrays(model, record.to_torch_state_dict())
+        seed = derive(settings.seed, "evaluation", number)
+        rows = decisions(settings, model, clips, seed=seed, pool=pool)
+        return evaluation.labelled(rows, test, data.classes)
+
+    return Known(data.classes, data.mean, data.std, judge)
+
+
+def from_clients(grid: RemoteGrid, settings: Settings, run: Run) -> Known:
+    """The recordings stay with the clients: their sums give the standardisation, and they evaluate.
+    What they said is kept with the run, so that it goes on when one of them is away."""
+    path = run.folder / "standardisation.safetensors"
+    if not path.exists():
+        grid.wait(examples=None)
+        told = dict(zip(grid.clients, (grid.joined[place] for place in sorted(grid.joined))))
+        mean, std = features.pool(joined.sums for joined in told.values())
+        clips = counted.clips({client: joined.counts for client, joined in told.items()})
+        run.write("clips.parquet", clips)
+        runs.save_arrays(path, {"mean": mean, "std": std})
+    clips, kept = run.table("clips"), runs.load_arrays(path)
+    train, test = (clips[clips["split"] == part] for part in ("train", "test"))
+    examples = train.groupby("client", sort=False).size().to_dict()  # by place
+    grid.wait(examples=examples, enough=settings.min_replies)
+    classes = tuple(sorted(clips["emotion"].unique()))
+    expected = pd.crosstab(test["client"], test["emotion"]).reindex(
+        index=[*examples], columns=classes, fill_value=0
+    )
+
+    def judge(number: int, record: ArrayRecord) -> pd.DataFrame:
+        config = _told(run, classes, kept["mean"], kept["std"])
+        config["server-round"] = number
+        content = RecordDict({"arrays": record, "config": config})
+        return counted.decisions(grid.confusions(content, expected), classes)
+
+    return Known(classes, kept["mean"], kept["std"], judge)
