@@ -98,6 +98,11 @@ def fit(
     )
 
 
+def attack_names(settings: Settings) -> list[str]:
+    """The attacks a run is evaluated under: its own, or all where it was trained without one."""
+    return sorted(attacks.ATTACKS) if settings.attack == "none" else [settings.attack]
+
+
 def decisions(
     settings: Settings,
     model: models.VGG15,
@@ -107,11 +112,10 @@ def decisions(
     pool: Executor | None = None,
 ) -> pd.DataFrame:
     """Rows of ``evaluation.evaluate``: a run's evaluation on test clips (x, y)."""
-    names = sorted(attacks.ATTACKS) if settings.attack == "none" else [settings.attack]
     return evaluation.evaluate(
         model,
         *clips,
-        attacks={name: attack_of(settings, name) for name in names},
+        attacks={name: attack_of(settings, name) for name in attack_names(settings)},
         randomise=Randomise(mode=settings.resize),
         seed=seed,
         bf16=uses_bf16(settings, device_of(settings)),

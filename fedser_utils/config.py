@@ -136,6 +136,11 @@ class Settings:
             raise InputError(f"superlink {self.superlink!r} needs runtime deployment")
         if self.clients == "pooled" and self.runtime == "deployment":
             raise InputError("clients 'pooled' keep no recordings; choose runtime cohort")
+        if self.split == "speaker_independent" and self.runtime == "deployment":
+            raise InputError(
+                "split 'speaker_independent' puts whole clients aside, which have joined to train; "
+                "choose speaker_dependent with runtime deployment"
+            )
         if self.corpus != SYNTHETIC and not self.superlink:
             path = Path(self.corpus).expanduser().resolve()
             if not path.exists():

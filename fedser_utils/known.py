@@ -13,7 +13,7 @@ import pandas as pd
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedser_utils import counted, evaluation, features, models, runs
-from fedser_utils.clients import decisions, device_of, new_model
+from fedser_utils.clients import attack_names, decisions, device_of, new_model
 from fedser_utils.config import Settings
 from fedser_utils.grids import ClientGrid
 from fedser_utils.partition import Federation
@@ -86,10 +86,16 @@ def from_clients(grid: RemoteGrid, settings: Settings, run: Run) -> Known:
         index=[*examples], columns=classes, fill_value=0
     )
 
+    keys = [
+        f"{attack}/{condition}"
+        for attack in ("none", *attack_names(settings))
+        for condition in evaluation.conditions(attack)
+    ]
+
     def judge(number: int, record: ArrayRecord) -> pd.DataFrame:
         config = _told(run, classes, kept["mean"], kept["std"])
         config["server-round"] = number
         content = RecordDict({"arrays": record, "config": config})
-        return counted.decisions(grid.confusions(content, expected), classes)
+        return counted.decisions(grid.confusions(content, expected, keys), classes)
 
     return Known(classes, kept["mean"], kept["std"], judge)

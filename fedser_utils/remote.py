@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import pandas as pd
@@ -89,7 +89,11 @@ class RemoteGrid(ClientGrid):
     def look(self) -> None:
         """Let nodes that are new join."""
         online = set(self.grid.get_node_ids())
-        known = {joined.node for joined in self.joined.values()} | self._refused
+        nodes = {joined.node for joined in self.joined.values()}
+        if not nodes <= online:
+            self._refused.clear()  # one that was refused may be a successor
+        self._refused &= online  # and one that went away may come back mended
+        known = nodes | self._refused
         content = RecordDict({"config": ConfigRecord()})
         messages = {node: Message(content, node, JOIN) for node in online - known}
         for node, reply in self._exchange(messages, min(self.timeout, 600)).items():
@@ -165,11 +169,12 @@ class RemoteGrid(ClientGrid):
         return found
 
     def confusions(
-        self, content: RecordDict, expected: pd.DataFrame
+        self, content: RecordDict, expected: pd.DataFrame, keys: Collection[str]
     ) -> dict[str, dict[str, list[int]]]:
         """Ask every client to evaluate: client -> "attack/condition" -> confusion counts, flat.
 
-        content: arrays and config of the message; expected: (clients, classes) test clips.
+        content: arrays and config of the message; expected: (clients, classes) test clips; keys:
+        every "attack/condition" that belongs to an evaluation.
         Clients that do not reply, or whose counts cannot be, are left out and named.
         """
         found = {}
@@ -181,7 +186,8 @@ class RemoteGrid(ClientGrid):
             try:
                 tables = {key: [*flat] for key, flat in reply.content["metrics"].items()}
                 faults = [fault_of_confusion(t, expected.loc[client]) for t in tables.values()]
-                fault = next((f for f in faults if f), None if tables else "nothing")
+                whole = {*tables} == {*keys}
+                fault = next((f for f in faults if f), None if whole else "other conditions")
             except Exception as error:
                 fault = f"unreadable, {type(error).__name__}: {error}"
             if fault:

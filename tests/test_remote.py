@@ -283,6 +283,24 @@ def test_a_node_that_goes_and_comes_back_under_another_id(deployed, shares, tmp_
     assert pd.isna(rounds["missing"][3])
 
 
+def test_a_successor_is_let_in_once_the_old_node_is_gone(deployed, shares, tmp_path, caplog):
+    """It was refused while the server still took the old one to be there."""
+    settings = dataclasses.replace(deployed, rounds=2)
+
+    def prepare(wire):
+        wire.contexts[202] = wire.contexts[102]
+
+        def mishap(place, message):
+            if message.metadata.message_type == "evaluate":
+                wire.offline.add(102)
+
+        wire.mishap = mishap
+
+    run, _ = start(settings, shares, tmp_path, prepare=prepare)
+    assert "may not join: client-01 is here already" in caplog.text
+    assert run.table("rounds")["clients_replied"].eq(3).all()
+
+
 def test_an_impostor_may_not_join(deployed, shares, tmp_path, caplog):
     """A second node that claims a place, while the first is there."""
 
@@ -319,11 +337,25 @@ def test_a_client_that_lies_when_it_joins_is_not_let_in(
     assert re.search(f"may not join: .*({why})", caplog.text)
 
 
-def test_a_lie_about_the_evaluation_is_left_out(deployed, shares, tmp_path, caplog):
+def more_clips(measures):
+    key = next(iter(measures))
+    measures[key] = [value + 1 for value in measures[key]]
+
+
+def another_name(measures):
+    measures["speech"] = measures.pop(next(iter(measures)))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (more_clips, "a confusion matrix of other clips than it has"),
+        (another_name, "other conditions"),
+    ],
+)
+def test_a_lie_about_the_evaluation_is_left_out(deployed, shares, tmp_path, caplog, spoil, why):
     def lie(reply):
-        measures = reply.content["metrics"]
-        key = next(iter(measures))
-        measures[key] = [value + 1 for value in measures[key]]
+        spoil(reply.content["metrics"])
         return reply
 
     def mishap(place, message):
@@ -331,7 +363,7 @@ def test_a_lie_about_the_evaluation_is_left_out(deployed, shares, tmp_path, capl
 
     run, _ = start(deployed, shares, tmp_path, mishap)
     assert set(run.table("predictions")["speaker"]) == {"client-00", "client-01"}
-    assert "client-02: refused: a confusion matrix of other clips than it has" in caplog.text
+    assert f"client-02: refused: {why}" in caplog.text
 
 
 def test_a_client_whose_recordings_are_gone_is_named(deployed, federation, tmp_path, caplog):

@@ -185,6 +185,10 @@ def test_sampled_clients_are_the_runs_own(grid):
             {"strategy": "FedTrimmedAvg", "beta": 0.5},
             r"beta 0\.5 must be a number >= 0 and <= 0\.49",
         ),
+        (
+            {"runtime": "deployment", "split": "speaker_independent"},
+            "split 'speaker_independent' .* choose speaker_dependent",
+        ),
         ({"fraction_train": 0}, r"fraction_train 0 must be a number > 0"),
     ],
     ids=str,
