@@ -25,6 +25,7 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+OWN_RAY = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 COLOURS = ("FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE")
 GRACE = 8.0  # seconds a service has to end by itself; Flower takes up to 5
 LOG_END = 15  # lines shown of a service that did not start
@@ -70,12 +71,14 @@ def simulation_command(port: int) -> list[str]:
 
 def environment(home: Path) -> dict[str, str]:
     """What Flower's programs need: this interpreter's programs first, a home of their own, no
-    telemetry, no colours (a notebook's kernel asks for them, and its JSON would have them); one
-    thread each unless the caller's environment says otherwise."""
+    telemetry, no colours (a notebook's kernel asks for them, and its JSON would have them). Unless
+    the caller's environment says otherwise, one thread each, and a Ray of their own on loopback:
+    left alone, Ray joins whatever cluster was last started on the machine, even a dead one."""
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     own = {"PATH": search, "FLWR_HOME": str(home)} | QUIET
     inherited = {k: v for k, v in os.environ.items() if k not in COLOURS}
-    return {"OMP_NUM_THREADS": "1"} | inherited | own
+    ray = {} if inherited.get("RAY_ADDRESS") else OWN_RAY
+    return {"OMP_NUM_THREADS": "1"} | inherited | ray | own
 
 
 def free_port() -> int:

@@ -88,6 +88,16 @@ def test_simulation_listens_on_loopback_alone():
     assert "--disable-runtime-dependency-installation" in words
 
 
+def test_ray_joins_no_cluster_that_it_is_not_told_to(tmp_path, monkeypatch):
+    """A file that a dead cluster left behind is enough for Ray to look for it, and to fail."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert services.environment(tmp_path)["RAY_ADDRESS"] == "local"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    told = services.environment(tmp_path)
+    assert told["RAY_ADDRESS"] == "head:6379"
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in told
+
+
 # processes, without Flower
 
 CHILD = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; "
