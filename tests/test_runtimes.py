@@ -2,7 +2,7 @@
 
     pytest -m runtimes        all of it, about 15 minutes on two cores
 
-``make test`` runs one attack of it. What a client may send or fail at is in ``test_remote``.
+``make test`` runs two rounds with PGD of it. What a client may send or fail at is in ``test_remote``.
 """
 
 import dataclasses
@@ -62,10 +62,14 @@ def _surroundings(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "attack", ["pgd", *(pytest.param(name, marks=LONG) for name in ("none", "fgsm", "deepfool"))]
+    ("attack", "last"),
+    [
+        ("pgd", 2),
+        *(pytest.param(name, 3, marks=LONG) for name in ("none", "fgsm", "pgd", "deepfool")),
+    ],
 )
-def test_three_runtimes_agree(settings, up, attack):
-    settings = dataclasses.replace(settings, attack=attack)
+def test_three_runtimes_agree(settings, up, attack, last):
+    settings = dataclasses.replace(settings, attack=attack, rounds=last, eval_every=last)
     here = cohort(settings)
     seen = []
     simulated = runtimes.train(
@@ -76,7 +80,7 @@ def test_three_runtimes_agree(settings, up, attack):
     assert differ(here, deployed) <= 1e-6
     for run in (simulated, deployed):
         rounds = run.table("rounds")
-        assert rounds["round"].unique() == [3]
+        assert rounds["round"].unique() == [last]
         assert (rounds["clients_replied"] == 3).all()
         assert rounds["missing"].isna().all()
         assert (rounds["bytes_received"] > 0).all()
