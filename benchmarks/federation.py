@@ -36,11 +36,13 @@ def in_this_process(way: str, clients: int, width: float, rounds: int, device: s
     import torch
     from flwr.app import ConfigRecord
 
-    from fedser_utils import answers, cohort, config, models, strategies, workers
+    from fedser_utils import answers, cohort, config, models, strategies, trainers, workers
     from fedser_utils import clients as ours
     from fedser_utils.training import Update
 
-    settings = config.load_settings("paper", width=width, client_state="reset", device=device)
+    settings = config.load_settings(
+        "paper", width=width, client_state="reset", device=device, engine="plain"
+    )
     names = [f"{i:02d}" for i in range(clients)]
     nothing = (torch.zeros(1, 1), torch.zeros(1))
 
@@ -48,7 +50,7 @@ def in_this_process(way: str, clients: int, width: float, rounds: int, device: s
         time.sleep(TRAINING)
         return Update(weights, {}, 0.5)
 
-    for module in (cohort, answers):
+    for module in (trainers, answers):
         module.fit = fit
         module.client_clips = lambda *who: nothing
     answers.load_federation = lambda settings: argparse.Namespace(clients=names)

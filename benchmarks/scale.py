@@ -28,7 +28,7 @@ def two_rounds(clients: int, width: float, clips: int, state: str, device: str) 
     import torch
     from flwr.app import ConfigRecord
 
-    from fedser_utils import answers, cohort, config, models, strategies, workers
+    from fedser_utils import answers, cohort, config, models, strategies, trainers, workers
     from fedser_utils import clients as ours
 
     settings = config.load_settings("paper", width=width, client_state=state, device=device)
@@ -37,7 +37,7 @@ def two_rounds(clients: int, width: float, clips: int, state: str, device: str) 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(clips, 1, 373, 64, generator=generator).to(where)
     y = torch.randint(7, (clips,), generator=generator).to(where)
-    cohort.client_clips = lambda *who: (x, y)
+    trainers.client_clips = lambda *who: (x, y)
     made = strategies.careful_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
     record = answers.as_record(models.state_arrays(ours.new_model(settings, 7)))
     with workers.worker_pool(where) as pool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedser_utils import attacks, evaluation, models
 from fedser_utils.config import InputError, Settings
@@ -34,6 +34,13 @@ def uses_bf16(settings: Settings, device: str) -> bool:
     if settings.precision == "auto":
         return device != "cpu" or cpu_has_bf16()
     return settings.precision == "bf16"
+
+
+def is_fast(settings: Settings) -> bool:
+    """Whether the cohort trains through ``engine``: on request, or on a GPU."""
+    if settings.engine == "auto":
+        return device_of(settings) != "cpu"
+    return settings.engine == "fast"
 
 
 def cpu_has_bf16() -> bool:
@@ -66,6 +73,20 @@ def model_of(settings: Settings, classes: int) -> models.VGG15:
     return _workspace.model
 
 
+def target_of(settings: Settings, model: models.VGG15) -> nn.Module:
+    """What decides and is attacked in the model's place. With the fast engine on a GPU it is
+    compiled, once for each thread, and holds the model that was asked for last."""
+    device = device_of(settings)
+    bf16 = uses_bf16(settings, device)
+    if device == "cpu" or not (bf16 and is_fast(settings)):
+        return models.attackable(model, bf16=bf16)
+    key = settings.width, len(model.classifier[2].bias), device
+    if getattr(_workspace, "aim_key", None) != key:
+        _workspace.aim, _workspace.aim_key = models.Quick(model, compiled=True), key
+    _workspace.aim.take(model)
+    return _workspace.aim
+
+
 def fit(
     settings: Settings,
     client: str,
@@ -78,15 +99,14 @@ def fit(
 ) -> Update:
     """One client's round on its training clips (x, y): its new weights and optimiser state.
 
-    The first round is natural, since the attack needs a trained model (paper, section 5.2). All
-    randomness belongs to (seed, round, client).
+    Half of the clips are attacked where ``is_adversarial``; all draws are of ``randomness``.
     """
-    adversarial = settings.attack != "none" and round_number > 1
+    adversarial = is_adversarial(settings, round_number)
     return client_update(
         model_of(settings, len(weights["classifier.2.bias"])),
         weights,
         *clips,
-        generator=generator(settings.seed, "round", round_number, client),
+        generator=randomness(settings, client, round_number),
         epochs=settings.local_epochs,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
@@ -96,6 +116,17 @@ def fit(
         proximal_mu=proximal_mu,
         bf16=uses_bf16(settings, device_of(settings)),
     )
+
+
+def is_adversarial(settings: Settings, round_number: int) -> bool:
+    """Whether a round trains on attacked clips. The first is natural, since the attack needs a
+    trained model (paper, section 5.2)."""
+    return settings.attack != "none" and round_number > 1
+
+
+def randomness(settings: Settings, client: str, round_number: int) -> torch.Generator:
+    """All of a client's draws in a round: they belong to (seed, round, client)."""
+    return generator(settings.seed, "round", round_number, client)
 
 
 def attack_names(settings: Settings) -> list[str]:
@@ -113,12 +144,11 @@ def decisions(
 ) -> pd.DataFrame:
     """Rows of ``evaluation.evaluate``: a run's evaluation on test clips (x, y)."""
     return evaluation.evaluate(
-        model,
+        target_of(settings, model),
         *clips,
         attacks={name: attack_of(settings, name) for name in attack_names(settings)},
         randomise=Randomise(mode=settings.resize),
         seed=seed,
-        bf16=uses_bf16(settings, device_of(settings)),
         pool=pool,
     )
 

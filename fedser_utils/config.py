@@ -118,6 +118,7 @@ class Settings:
     # how and where it is computed; these do not change what is computed
     checkpoint_every: int | None = _whole(None, 1)  # rounds; None: at each evaluation
     precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto: bf16 where it is fast
+    engine: str = _one_of("auto", "auto", "plain", "fast")  # auto: fast on a GPU, plain on a CPU
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
     outputs: str = str(ROOT / "outputs")
     timeout: float = _real(86_400.0, 0, above=True)  # seconds; who has not replied then is missing
@@ -186,7 +187,7 @@ class Settings:
 
 
 # settings that do not change the result
-HOW = ("checkpoint_every", "device", "outputs", "timeout", "superlink", "certificates")
+HOW = ("checkpoint_every", "engine", "device", "outputs", "timeout", "superlink", "certificates")
 WHO = ("attack", "seed", "clients")  # settings that tell the runs of one study apart
 
 

@@ -8,6 +8,7 @@ randomisation. The attacker there does not know of the randomisation: it is not 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
@@ -27,6 +28,8 @@ from fedser_utils.randomisation import Draw, Randomise
 from fedser_utils.seeding import generator
 from fedser_utils.workers import worker_pool
 
+log = logging.getLogger(__name__)
+
 Attack = Callable[..., Tensor]
 BATCH = {"cpu": 4, "cuda": 128}
 
@@ -41,7 +44,8 @@ def in_batches(
     """``function`` over batches of ``columns`` (equally long tensors), joined again.
 
     The batches are of a size that suits the device, divided by the ``copies`` that the function
-    makes of each clip, and run side by side on the pool's workers, on a pool of their own if None.
+    makes of each clip; on a CPU they run side by side on the pool's workers, on a pool of their own
+    if None. Where memory does not suffice for a batch, its halves are tried.
     generators: a function that draws is given, as ``generator``, what this makes of a batch's
     number, so that the workers' order changes nothing.
     """
@@ -51,46 +55,60 @@ def in_batches(
 
     def run(number: int) -> Tensor:
         own = {} if generators is None else {"generator": generators(number)}
-        return function(*batches[number], **own)
+        return _within_memory(partial(function, **own), batches[number])
 
+    if device != "cpu":
+        return torch.cat([run(number) for number in range(len(batches))])
     with worker_pool(device) if pool is None else nullcontext(pool) as workers:
         return torch.cat(list(workers.map(run, range(len(batches)))))
 
 
+def _within_memory(function: Callable[..., Tensor], columns: Sequence[Tensor]) -> Tensor:
+    """``function(*columns)``; where the GPU's memory does not suffice, of one half and the
+    other."""
+    try:
+        return function(*columns)
+    except torch.OutOfMemoryError:
+        n = len(columns[0])
+        if n == 1:
+            raise
+        log.warning("a batch of %d clips does not fit into memory, trying halves", n)
+    halves = zip(*(column.tensor_split(2) for column in columns), strict=True)
+    return torch.cat([_within_memory(function, half) for half in halves])
+
+
 def evaluate(
-    model: VGG15,
+    model: Model,
     x: Tensor,
     y: Tensor,
     *,
     attacks: Mapping[str, Attack],
     randomise: Randomise,
     seed: int,
-    bf16: bool = False,
     pool: Executor | None = None,
 ) -> pd.DataFrame:
     """The decisions of ``model`` on every clip under every condition.
 
-    x: (n, 1, frames, mels) standardised log-Mel; y: (n,) labels; attacks: name -> function
-    ``(model, x, y) -> x_adv``; seed: of the randomisation's draws, one per clip and condition;
-    bf16: of the attacks' gradients.
+    model: what decides and is attacked, as ``models.attackable`` makes it. x: (n, 1, frames, mels)
+    standardised log-Mel; y: (n,) labels; attacks: name -> function ``(model, x, y) -> x_adv``;
+    seed: of the randomisation's draws, one per clip and condition.
 
     Returns n rows per condition: attack ("none" for the unattacked), condition, draw, index
     (of the clip in x), y_pred.
     """
-    plain, aim = folded(model), attackable(model, bf16=bf16)
 
     def randomly(x: Tensor, sizes: Tensor, offsets: Tensor) -> Tensor:
-        return predictions(plain, randomise(x, Draw(sizes, offsets)))
+        return predictions(model, randomise(x, Draw(sizes, offsets)))
 
     rows = []
     for name in ("none", *attacks):
         seen = x
         if name != "none":
-            seen = in_batches(partial(attacks[name], aim), x, y, pool=pool)
+            seen = in_batches(partial(attacks[name], model), x, y, pool=pool)
         draw = randomise.draw(len(x), generator(seed, "randomise", name))
         sizes, offsets = (part.to(x.device) for part in draw)
         decided = (
-            in_batches(partial(predictions, plain), seen, pool=pool),
+            in_batches(partial(predictions, model), seen, pool=pool),
             in_batches(randomly, seen, sizes, offsets, pool=pool),
         )
         for condition, said in zip(conditions(name), decided, strict=True):

@@ -29,6 +29,7 @@ from fedser_utils.known import Known, from_clients, from_corpus
 from fedser_utils.partition import load_federation
 from fedser_utils.remote import RemoteGrid
 from fedser_utils.runs import Run
+from fedser_utils.shards import trainer_of
 from fedser_utils.strategies import (
     MEAN_IS_ENOUGH,
     careful_strategy,
@@ -55,8 +56,9 @@ def train(
     if preaggregate is None:
         preaggregate = settings.strategy in MEAN_IS_ENOUGH
     examples = [len(data.table("train", client)) for client in data.clients]
-    with worker_pool(device_of(settings)) as pool:
-        grid = CohortGrid(settings, data.clients, examples, pool=pool, preaggregate=preaggregate)
+    who = settings, data.clients, examples
+    with worker_pool(device_of(settings)) as pool, trainer_of(*who, pool=pool) as trainer:
+        grid = CohortGrid(*who, pool=pool, preaggregate=preaggregate, trainer=trainer)
         grid.monitor = monitor
         told = {"settings": json.dumps(settings.values())}
         server_app(grid, Context(1, 1, {}, RecordDict(), told))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -78,16 +79,14 @@ class Quick(nn.Module):
     fast. An attack's direction needs no more digits than bf16 has; whether it has succeeded, and
     how far it is to a boundary, does.
 
-    compiled: through torch.compile, which needs a C++ compiler and a minute at first.
+    compiled: through ``faster``.
     """
 
     def __init__(self, model: VGG15, *, compiled: bool = False) -> None:
         super().__init__()
         self.exact, self.rough = folded(model), folded(model).bfloat16()
         if compiled:
-            # several gradients of one forward pass (DeepFool) must find its buffers intact
-            torch._functorch.config.donated_buffer = False
-            self.exact, self.rough = torch.compile(self.exact), torch.compile(self.rough)
+            self.exact, self.rough = faster(self.exact), faster(self.rough)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,6 +94,27 @@ class Quick(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
             return self.rough(x.bfloat16()).float()
         return self.exact(x)
+
+    @torch.no_grad()
+    def take(self, model: VGG15) -> None:
+        """Be a copy of another model of the same shape: what was compiled is used again."""
+        news = [*folded(model).parameters()]
+        for copied in (self.exact, self.rough):
+            torch._foreach_copy_([*copied.parameters()], news)
+
+
+def faster(function: Callable, *, dynamic: bool | None = None) -> Callable:
+    """``function``, or a module, through torch.compile, which needs a C++ compiler and half a
+    minute at first; where it fails, torch says so and goes on without. dynamic: whether one
+    compilation serves batches of all sizes; None: from the second size on."""
+    import torch._dynamo  # here, since it takes seconds
+    import torch._functorch.config
+
+    # several gradients of one forward pass (DeepFool) must find its buffers intact
+    torch._functorch.config.donated_buffer = False
+    torch._dynamo.config.suppress_errors = True
+    torch._dynamo.config.recompile_limit = 64  # one for each size of a batch
+    return torch.compile(function, dynamic=dynamic)
 
 
 def attackable(model: VGG15, *, bf16: bool) -> nn.Module:

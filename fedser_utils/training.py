@@ -29,6 +29,26 @@ class Update(NamedTuple):
     loss: float
 
 
+class Plan(NamedTuple):
+    """What a client's round draws: the clips that are attacked at its start, those that are not,
+    and for each step the original and the attacked clips it sees; all indices of clips."""
+
+    original: Tensor
+    attacked: Tensor
+    steps: list[tuple[Tensor, Tensor]]
+
+
+def draw(n: int, *, epochs: int, batch_size: int, attack: bool, generator: torch.Generator) -> Plan:
+    """A round on ``n`` clips. attack: whether half of them, rounded down, are attacked."""
+    order = torch.randperm(n, generator=generator)
+    attacked = order[: n // 2 if attack else 0]
+    original = order[len(attacked) :]
+    steps = [
+        step for _ in range(epochs) for step in _batches(original, attacked, batch_size, generator)
+    ]
+    return Plan(original, attacked, steps)
+
+
 def client_update(
     model: VGG15,
     weights: Arrays,
@@ -57,32 +77,58 @@ def client_update(
     Neither ``weights`` nor ``optimiser`` nor ``x`` is changed.
     """
     load_arrays(model, weights)
-    order = torch.randperm(len(x), generator=generator).to(x.device)
-    attacked = order[: len(x) // 2] if attack else order[:0]
-    original = order[len(attacked) :]
-    if len(attacked):
-        x = x.clone()
-        x[attacked] = attack(attackable(model, bf16=bf16), x[attacked], y[attacked])
-    state = _started(model, optimiser)
-    model.train()
+    plan = draw(
+        len(x), epochs=epochs, batch_size=batch_size, attack=attack is not None, generator=generator
+    )
+    if len(plan.attacked):
+        x, chosen = x.clone(), plan.attacked.to(x.device)
+        x[chosen] = attack(attackable(model, bf16=bf16), x[chosen], y[chosen])
+    state = started(model, optimiser)
     total, seen = 0.0, 0
-    for _ in range(epochs):
-        for clean, adversarial in _batches(original, attacked, batch_size, generator):
-            batch = torch.cat([clean, adversarial])
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-                logits = model(x[batch])
-            losses = cross_entropy(logits.float(), y[batch], reduction="none")
-            loss = mixed_loss(losses[: len(clean)], losses[len(clean) :], alpha=alpha)
-            model.zero_grad()
-            loss.backward()
-            if proximal_mu:
-                _pull_back(model, weights, proximal_mu)
-            _step(model, state, learning_rate)
-            total, seen = total + losses.detach().sum(), seen + len(batch)
+    for clean, adversarial in plan.steps:
+        batch = torch.cat([clean, adversarial]).to(x.device)
+        losses = learn(
+            model, state, x[batch], y[batch], clean=len(clean), alpha=alpha,
+            learning_rate=learning_rate, proximal_mu=proximal_mu, anchor=weights, bf16=bf16,
+        )  # fmt: skip
+        total, seen = total + losses.sum(), seen + len(batch)
     model.eval()
     arrays = {name: value.clone() for name, value in state_arrays(model).items()}
     kept = {f"{key}/{name}": v for key, own in state.items() for name, v in own.items()}
     return Update(arrays, kept, float(total) / seen)
+
+
+def learn(
+    model: VGG15,
+    state: dict[str, Arrays],
+    x: Tensor,
+    y: Tensor,
+    *,
+    clean: int,
+    alpha: float,
+    learning_rate: float,
+    proximal_mu: float = 0.0,
+    anchor: Arrays | None = None,
+    bf16: bool = False,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """One step on one batch; model and state (``started``) are changed.
+
+    x, y: the batch, its first ``clean`` clips original and the others attacked. anchor: the
+    weights that proximal_mu pulls to. forward: the model's forward pass in another form.
+    Returns the losses (batch,), detached.
+    """
+    model.train()
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        logits = (forward or model)(x)
+    losses = cross_entropy(logits.float(), y, reduction="none")
+    loss = mixed_loss(losses[:clean], losses[clean:], alpha=alpha)
+    model.zero_grad()
+    loss.backward()
+    if proximal_mu:
+        _pull_back(model, anchor, proximal_mu)
+    _step(model, state, learning_rate)
+    return losses.detach()
 
 
 def _pull_back(model: VGG15, weights: Arrays, mu: float) -> None:
@@ -108,12 +154,12 @@ def _batches(
     count = -(-(len(original) + len(attacked)) // batch_size)
     dealt = []
     for kind in (original, attacked):
-        shuffled = kind[torch.randperm(len(kind), generator=generator).to(kind.device)]
+        shuffled = kind[torch.randperm(len(kind), generator=generator)]
         dealt.append(shuffled.tensor_split(count))
     yield from zip(*dealt, strict=True)
 
 
-def _started(model: VGG15, optimiser: Arrays | None) -> dict[str, Arrays]:
+def started(model: VGG15, optimiser: Arrays | None) -> dict[str, Arrays]:
     """Adam's state, key -> parameter's name -> value: zeros, or ``optimiser`` (whose names are
     e.g. ``exp_avg/classifier.0.bias``) copied into each parameter's own memory format: the fused
     Adam walks through memory, and moments laid out otherwise would meet the wrong weights."""

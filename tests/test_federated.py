@@ -21,6 +21,7 @@ from fedser_utils import (
     models,
     runs,
     strategies,
+    trainers,
     workers,
 )
 from fedser_utils.partition import load_federation
@@ -57,7 +58,7 @@ def grid_of(monkeypatch, settings, pool, replies, preaggregate):
     def clips(settings, client, part):
         return torch.zeros(replies[client][1], 1), torch.zeros(replies[client][1])
 
-    for module in (cohort, answers):
+    for module in (trainers, answers):
         monkeypatch.setattr(module, "fit", fit)
         monkeypatch.setattr(module, "client_clips", clips)
     names = type("Names", (), {"clients": [*replies]})
@@ -239,7 +240,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny, tmp_path, monkeypatch, c
         started.append(number)
         return clients.fit(settings, client, clips, weights, number, *others, **options)
 
-    monkeypatch.setattr(cohort, "fit", fit)
+    monkeypatch.setattr(trainers, "fit", fit)
     resumed = federated.train(settings)
     assert set(started) == {3}
     assert_equal_weights(whole, resumed)
@@ -267,8 +268,8 @@ def dying(function):
 if where == "save":
     checkpoints.save_file = dying(checkpoints.save_file)
 elif where == "round":
-    from fedser_utils import cohort
-    cohort.fit = dying(cohort.fit)
+    from fedser_utils import trainers
+    trainers.fit = dying(trainers.fit)
 federated.train(settings)
 """
 

@@ -2,7 +2,7 @@
 
     pytest -m runtimes        all of it, about 15 minutes on two cores
 
-``make test`` runs two rounds with PGD of it. What a client may send or fail at is in ``test_remote``.
+``make test`` runs two rounds of PGD. What a client may send or fail at is in ``test_remote``.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp import strategy as flowers
 
-from fedser_utils import answers, cohort, config, federated, runs, strategies, workers
+from fedser_utils import answers, cohort, config, federated, runs, strategies, trainers, workers
 from fedser_utils.strategies import RoundError, careful_strategy
 from fedser_utils.training import Update
 
@@ -34,7 +34,7 @@ def grid(monkeypatch, tiny, pool):
         }
         return Update(found, {}, loss=0.5)
 
-    for module in (cohort, answers):
+    for module in (trainers, answers):
         monkeypatch.setattr(module, "fit", fit)
         monkeypatch.setattr(
             module, "client_clips", lambda *who: (torch.zeros(1, 1), torch.zeros(1))
