@@ -1,26 +1,21 @@
 """Claim: against the randomisation, PGD with momentum over one fresh draw per gradient reaches with
 50 gradients per clip what plain PGD does not reach with 100, over single draws or over ten.
 
-    python benchmarks/adaptive.py [--outputs outputs] [--clips 14] [--device cpu]
+    python benchmarks/adaptive.py [--quick] [--outputs outputs] [--clips 14]
 
-Attacks the nature model of a study that `make demo` has trained, on the same clips; writes
-benchmarks/results/adaptive-DEVICE.json. UAR is the mean over 20 draws of the judge's own.
+Attacks the nature model of a study that `make demo` has trained, on the same clips. UAR
+is the mean over 20 draws of the judge's own.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import time
-from importlib.metadata import version
-from pathlib import Path
+
+from report import figure, options, save
 
 from fedser_utils import attacks, clients, config, partition, runs, trial, workers
 from fedser_utils.checklist import mean_uar
 from fedser_utils.trial import Attempt, eot_pgd
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def plain_pgd(*, steps: int, eot: int) -> Attempt:
@@ -46,33 +41,31 @@ CASES = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--outputs", default=str(config.ROOT / "outputs"))
     parser.add_argument("--clips", type=int, default=14)
-    parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     settings = config.load_settings("demo", outputs=given.outputs, device=given.device)
     run, device = runs.find_run(settings), clients.device_of(settings)
     data = partition.load_federation(run.settings)
     chosen = trial.some_of(data.table("test"), given.clips, seed=0)
-    rows = []
+    rows, figures = [], []
     with workers.worker_pool(device) as pool:
         bf16 = clients.uses_bf16(run.settings, device)
         on = {"draws": 20, "device": device, "bf16": bf16, "pool": pool}
         tried = trial.on_trial(run, data, chosen, **on)
-        for name, gradients, attempt in CASES:
+        for name, gradients, attempt in CASES[:2] if given.quick else CASES:
             begin = time.perf_counter()
             moved = tried.attacked(attempt, name, gradients, epsilon=run.settings.epsilon)
             seconds = time.perf_counter() - begin
             left = mean_uar(tried.judged(moved, test="benchmark", attack=name))
-            row = {"attack": name, "gradients": gradients, "uar": left, "seconds": seconds}
-            rows.append(row)
-            print(f"{name:<18}{gradients:>5} gradients {left:6.1f} % {seconds:7.1f} s", flush=True)
-    facts = {"run": run.id, "n": len(chosen), "device": device, "machine": platform.machine()}
-    facts |= {"torch": version("torch"), "commit": runs.commit()}
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(facts | {"rows": rows}, indent=2) + "\n"
-    runs.write_text(RESULTS / f"adaptive-{device.split(':')[0]}.json", text)
+            row = {"attack": name, "gradients": gradients, "left_percent": left}
+            rows.append(row | {"attack_s": seconds})
+            what = f"UAR left by PGD, {name}, {gradients} gradients (n = {len(chosen)})"
+            key = f"left_{name}_{gradients}_percent".replace(", k = ", "_")
+            figures.append(figure(key, left, what))
+    claim = __doc__.split("\n\n")[0]
+    save("adaptive", device, claim, rows, figures, quick=given.quick, run=run.id, n=len(chosen))
 
 
 if __name__ == "__main__":

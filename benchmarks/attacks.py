@@ -3,35 +3,30 @@ cores at width 0.25 FGSM and PGD are no slower than ART at any batch size and De
 fast or more; on an H100 at full width FGSM does 9,000 clips/s, PGD 1,900 clips/s and DeepFool
 2,000 clip-iterations/s.
 
-    python benchmarks/attacks.py [--device cuda] [--width 0.25] [--batches 1 8 32] [--clips 32]
+    python benchmarks/attacks.py [--quick] [--device cuda] [--width 0.25] [--batches 1 8 32]
 
-Both get the same trained model, clips and settings, in one run, warmed up, best of the repeats.
-Writes benchmarks/results/attacks-DEVICE.json. The model is trained here for some epochs: an
+Both get the same trained model, clips and settings, in one run, warmed up, best of the repeats. The
+model is trained here for some epochs: an
 untrained one takes DeepFool another number of steps. ``folded`` and ``quick`` are what training
 and evaluation use, ``plain`` is the very model that ART gets.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from art.attacks import evasion
 from art.estimators.classification import PyTorchClassifier
+from report import figure, options, save
 from torch import Tensor, nn
 
-from fedser_utils import attacks, clients, config, metrics, models, partition, runs, training
+from fedser_utils import attacks, clients, config, metrics, models, partition, training
 from fedser_utils.seeding import generator
 
-RESULTS = Path(__file__).parent / "results"
+WORDS = {"fgsm": "FGSM", "pgd": "PGD, 5 steps", "deepfool": "DeepFool, 5 steps"}
 EPSILON, STEP, STEPS, OVERSHOOT, CLASSES = 0.05, 0.01, 5, 0.02, 7
 
 
@@ -112,15 +107,17 @@ def deepfool_iterations(model: nn.Module, x: Tensor) -> int:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options.add_argument("--width", type=float, default=None, help="0.25 on CPU, 1 on a GPU")
-    options.add_argument("--batches", type=int, nargs="+", default=None)
-    options.add_argument("--clips", type=int, default=None)
-    options.add_argument("--epochs", type=int, default=20)
-    options.add_argument("--repeats", type=int, default=2)
-    given = options.parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--width", type=float, help="0.25 on CPU, 1 on a GPU")
+    parser.add_argument("--batches", type=int, nargs="+")
+    parser.add_argument("--clips", type=int)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=2)
+    given = parser.parse_args()
+    given.device = clients.device_of(config.load_settings("paper", device=given.device))
     cpu = given.device == "cpu"
+    if given.quick:
+        given.width, given.batches, given.clips, given.epochs = 1 / 16, [8], 16, 4
     width = given.width or (0.25 if cpu else 1.0)
     batches = given.batches or ([1, 8, 32] if cpu else [8, 64, 128])
     model, x, y = trained(width, given.clips or (32 if cpu else 512), given.epochs, given.device)
@@ -146,33 +143,21 @@ def main() -> None:
                 row[f"{key}_uar"] = metrics.uar(y.cpu(), _said(model, made))
                 if name == "deepfool":
                     row[f"{key}_clip_iterations_per_s"] = iterations / spent
-            rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
-            print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "width": width,
-        "clips": len(x),
-        "uar": round(metrics.uar(y.cpu(), _said(model, x)), 2),
-        "settings": {"epsilon": EPSILON, "step_size": STEP, "steps": STEPS, "overshoot": OVERSHOOT},
-        "rows": rows,
-        "device": device_name(given.device),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            name: version(name) for name in ("torch", "adversarial-robustness-toolbox", "numpy")
-        },
-        "commit": runs.commit(),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"attacks-{given.device.split(':')[0]}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(path.name)
-
-
-def device_name(device: str) -> str:
-    """The GPU's name, or the number of cores and their kind."""
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    return (
-        f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+            rows.append(row)
+    figures = []
+    for row in rows:
+        best = max((key for key in row if key.endswith("_ratio")), key=row.get)
+        name, size = row["attack"], f"batch {row['batch']}, width {width:g}"
+        what = f"{WORDS[name]} beside ART's, {size}"
+        figures.append(figure(f"{name}_batch_{row['batch']}_ratio", row[best], what))
+        if row["batch"] == batches[-1]:
+            rate = row[best.replace("_ratio", "_clips_per_s")]
+            figures.append(figure(f"{name}_clips_per_s", rate, f"{WORDS[name]}, {size}"))
+    facts = {"width": width, "clips": len(x), "uar": metrics.uar(y.cpu(), _said(model, x))}
+    facts |= {"epsilon": EPSILON, "step_size": STEP, "steps": STEPS, "overshoot": OVERSHOOT}
+    facts |= {"threads": torch.get_num_threads()}
+    save(
+        "attacks", given.device, __doc__.split("\n\n")[0], rows, figures, quick=given.quick, **facts
     )
 
 

@@ -1,32 +1,31 @@
 """Claim: federation itself costs the cohort grid under half a second a round with 68 clients of the
 full model, and under 3 GB; Flower's simulation on Ray takes tens of times as long.
 
-    python benchmarks/federation.py [--clients 68] [--width 1] [--rounds 4] [--device auto]
+    python benchmarks/federation.py [--quick] [--clients 68] [--width 1] [--rounds 4]
 
 In the place of its training a client waits for 20 ms, as if an accelerator trained it, and sends
 back what it got. What a round takes beyond the waiting (shared by as many workers as there are
 cores) is federation's: the weights are moved, looked at and averaged. Each way runs in a process
 of its own, one after the other; seconds are the median of the rounds after the first; memory is
-how far the machine's available memory fell. Writes benchmarks/results/federation-DEVICE.json.
+how far the machine's available memory fell.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
-RESULTS = Path(__file__).parent / "results"
+from report import figure, options, save
+
 TRAINING = 0.02  # seconds of a client's
 WAYS = ("cohort, one mean", "cohort, all replies", "Ray")
 
@@ -53,7 +52,7 @@ def in_this_process(way: str, clients: int, width: float, rounds: int, device: s
     for module in (trainers, answers):
         module.fit = fit
         module.client_clips = lambda *who: nothing
-    answers.load_federation = lambda settings: argparse.Namespace(clients=names)
+    answers.load_federation = lambda settings: SimpleNamespace(clients=names)
     made = strategies.careful_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
     record = answers.as_record(models.state_arrays(ours.new_model(settings, 7)))
     seconds = []
@@ -117,11 +116,10 @@ class Memory(threading.Thread):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--clients", type=int, default=68)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--way", choices=WAYS, help="one of them, in this process")
     given = parser.parse_args()
     size = (given.clients, given.width, given.rounds)
@@ -132,30 +130,28 @@ def main() -> None:
             seconds = in_this_process(given.way, *size, given.device)
         print(json.dumps(seconds))
         return
-    rows = []
+    if given.quick:
+        size = (8, 1 / 16, 3)
+    rows, figures = [], []
     for way in WAYS:
         memory = Memory()
-        command = [sys.executable, __file__, "--way", way, "--clients", str(given.clients)]
-        command += ["--width", str(given.width), "--rounds", str(given.rounds)]
-        command += ["--device", given.device]
+        command = [sys.executable, __file__, "--way", way, "--device", given.device]
+        for name, value in zip(("clients", "width", "rounds"), size, strict=True):
+            command += [f"--{name}", str(value)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         seconds = json.loads(done.stdout.splitlines()[-1])
-        waiting = TRAINING * given.clients / (os.cpu_count() or 1)
+        waiting = TRAINING * size[0] / (os.cpu_count() or 1)
         spent = statistics.median(seconds[1:]) - waiting
-        rows.append({"way": way, "seconds": spent, "GB": memory.fallen})
-        print(f"{way:20} {rows[-1]['seconds']:7.2f} s a round {rows[-1]['GB']:6.1f} GB", flush=True)
-    import torch
+        rows.append({"way": way, "round_s": spent, "memory_gb": memory.fallen})
+        key, what = way.split(",")[-1].strip().replace(" ", "_").lower(), f"Federation: {way}"
+        what += f", {size[0]} clients, a round beyond training"
+        figures.append(figure(f"federation_{key}_s", spent, what))
+    from fedser_utils import clients, config
 
-    from fedser_utils import runs
-
-    cuda = given.device != "cpu" and torch.cuda.is_available()
-    found = {"clients": given.clients, "width": given.width, "rounds": given.rounds}
-    found |= {"device": torch.cuda.get_device_name() if cuda else "cpu", "commit": runs.commit()}
-    found |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
-    found |= {name: version(name) for name in ("torch", "flwr", "ray")}
-    path = RESULTS / f"federation-{'cuda' if cuda else 'cpu'}.json"
-    path.write_text(json.dumps(found | {"rows": rows}, indent=2) + "\n")
-    print(path)
+    device = clients.device_of(config.load_settings("paper", device=given.device))
+    facts = dict(zip(("clients", "width", "rounds"), size, strict=True))
+    claim = __doc__.split("\n\n")[0]
+    save("federation", device, claim, rows, figures, quick=given.quick, **facts)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,22 @@
 """Claim: in the cohort grid a round's time grows in proportion to the clients, from 10 to 1,000,
 and its memory hardly at all, but for the clients' optimiser states where these are kept.
 
-    python benchmarks/scale.py [--clients 10 68 200 1000] [--width 0.0625] [--clips 4]
+    python benchmarks/scale.py [--quick] [--clients 10 68 200 1000] [--width 0.0625] [--clips 4]
 
 A round is real training: every client trains a small VGG-15 on its own few random clips. Each
 number of clients runs in a process of its own; seconds are of the second round; memory is the
-process's peak beyond what it held before the first. Writes benchmarks/results/scale-DEVICE.json.
+process's peak beyond what it held before the first.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from report import figure, options, save
 
 
 def two_rounds(clients: int, width: float, clips: int, state: str, device: str) -> dict:
@@ -51,50 +47,45 @@ def two_rounds(clients: int, width: float, clips: int, state: str, device: str) 
             record, _ = made.aggregate_train(number, grid.send_and_receive(messages))
             seconds = time.perf_counter() - begin
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"seconds": seconds, "MB": (after - before) / 1024}
+    found = {"round_s": seconds, "memory_mb": (after - before) / 1024}
     if where != "cpu":
-        found["GPU MB"] = torch.cuda.max_memory_allocated() / 2**20
+        found["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 68, 200, 1000])
     parser.add_argument("--width", type=float, default=1 / 16)
     parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--state", choices=("reset", "keep"), help="one case, in this process")
     given = parser.parse_args()
     if given.state:
         case = (given.clients[0], given.width, given.clips, given.state, given.device)
         print(json.dumps(two_rounds(*case)))
         return
-    rows = []
+    rows, figures = [], []
     for state in ("reset", "keep"):
-        for clients in given.clients:
+        for clients in [10, 20] if given.quick else given.clients:
             command = [sys.executable, __file__, "--state", state, "--clients", str(clients)]
             command += ["--width", str(given.width), "--clips", str(given.clips)]
             command += ["--device", given.device]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             row = json.loads(done.stdout.splitlines()[-1])
             rows.append({"client_state": state, "clients": clients} | row)
-            print(
-                f"{state:6} {clients:5d} clients {row['seconds']:7.2f} s a round, "
-                f"{1000 * row['seconds'] / clients:5.1f} ms a client, {row['MB']:6.0f} MB",
-                flush=True,
-            )
-    import torch
+            if state == "reset":
+                what = f"A round of {clients:,} small clients"
+                figures.append(figure(f"round_of_{clients}_s", row["round_s"], what))
+                figures.append(
+                    figure(f"round_of_{clients}_mb", row["memory_mb"], f"{what}, memory")
+                )
+    from fedser_utils import clients as ours
+    from fedser_utils import config
 
-    from fedser_utils import runs
-
-    cuda = given.device != "cpu" and torch.cuda.is_available()
-    found = {"width": given.width, "clips": given.clips, "commit": runs.commit()}
-    found |= {"device": torch.cuda.get_device_name() if cuda else "cpu"}
-    found |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
-    found |= {name: version(name) for name in ("torch", "flwr")}
-    path = RESULTS / f"scale-{'cuda' if cuda else 'cpu'}.json"
-    path.write_text(json.dumps(found | {"rows": rows}, indent=2) + "\n")
-    print(path)
+    device = ours.device_of(config.load_settings("paper", device=given.device))
+    facts = {"width": given.width, "clips": given.clips}
+    claim = __doc__.split("\n\n")[0]
+    save("scale", device, claim, rows, figures, quick=given.quick, **facts)
 
 
 if __name__ == "__main__":

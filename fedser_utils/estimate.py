@@ -97,27 +97,41 @@ def _measured(settings: Settings) -> Speed:
     import torch  # here, so that the plan of a finished study appears at once
 
     from fedser_utils import attacks, clients, evaluation, features, models, training
+    from fedser_utils.engine import LANES, Engine, Job, Recipe
     from fedser_utils.seeding import generator
     from fedser_utils.workers import worker_pool
 
     device = clients.device_of(settings)
-    workers = torch.get_num_threads() if device == "cpu" else 1
+    workers = torch.get_num_threads() if device == "cpu" else LANES
     bf16 = clients.uses_bf16(settings, device)
     model = clients.new_model(settings, CLASSES).to(device).eval()
-    aim, weights = models.attackable(model, bf16=bf16), models.state_arrays(model)
+    aim, weights = clients.target_of(settings, model), models.state_arrays(model)
     count = workers * evaluation.BATCH[device]
     x = torch.randn(count, 1, features.FRAMES, features.MELS).to(device)
     y = torch.randint(CLASSES, (count,)).to(device)
-    options = {"batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
+    options = {"batch_size": settings.batch_size}
 
-    def train(own: torch.nn.Module) -> None:
+    def in_threads(side_by_side: int) -> None:
+        def train(own: torch.nn.Module) -> None:
+            training.client_update(
+                own, weights, x, y, generator=generator(settings.seed, "measure"), epochs=1,
+                learning_rate=settings.learning_rate, bf16=bf16, **options,
+            )  # fmt: skip
+
+        list(pool.map(train, [copy.deepcopy(model) for _ in range(side_by_side)]))
+
+    def in_lanes(side_by_side: int) -> None:
         draws = generator(settings.seed, "measure")
-        training.client_update(own, weights, x, y, generator=draws, epochs=1, bf16=bf16, **options)
+        plan = training.draw(count, epochs=1, attack=False, generator=draws, **options)
+        engine.fit([Job(x, y, plan, None)] * side_by_side, weights)
+
+    if clients.is_fast(settings):
+        recipe = Recipe(settings.learning_rate, settings.alpha, 0.0, bf16)
+        engine = Engine(model, recipe, clients=settings.speakers)
 
     def trained(side_by_side: int) -> float:
-        own = [copy.deepcopy(model) for _ in range(side_by_side)]
         begin = time.perf_counter()
-        list(pool.map(train, own))
+        (in_lanes if clients.is_fast(settings) else in_threads)(side_by_side)
         return (time.perf_counter() - begin) / side_by_side / count
 
     def seen(function: Callable[..., torch.Tensor]) -> float:
@@ -130,7 +144,7 @@ def _measured(settings: Settings) -> Speed:
         return steps * seen(partial(clients.attack_of(settings, name, steps=1), aim))
 
     with worker_pool(device) as pool:
-        trained(1), attacked("fgsm")  # to warm up
+        trained(1), [attacked(name) for name in attacks.ATTACKS]  # to warm up
         forward = seen(lambda x, y: attacks.predictions(aim, x))
         each = {name: attacked(name) for name in attacks.ATTACKS}
         return Speed(trained(workers), trained(1), forward, each)

@@ -49,6 +49,7 @@ resize: str = None  # randomisation: bilinear, nearest
 eval_every: int = None  # rounds
 checkpoint_every: int = None  # rounds; otherwise at each evaluation
 precision: str = None  # auto, fp32, bf16
+engine: str = None  # auto (fast on a GPU, plain on a CPU), fast, plain
 device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder for results; the repository's outputs/ otherwise
 
