@@ -1,0 +1,130 @@
+"""What the benchmarks have in common: their options, their result files, the README's table.
+
+    python benchmarks/report.py        # writes the table of the newest results into the README
+
+A result is ``results/NAME-DEVICE-DATE.json``: the claim, rows, and figures, which are what the
+README shows. A figure's key ends in its unit, and it says how it was come by: measured, or
+extrapolated from what.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- performance: python benchmarks/report.py -->\n", "<!-- end of performance -->\n"
+UNITS = ("clips_per_s", "clip_iterations_per_s", "rounds_per_minute", "minutes", "hours", "s", "gb")
+UNITS += ("mb", "percent", "ratio", "uar_points")
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--quick", action="store_true", help="under a minute on a CPU; not saved")
+    return parser
+
+
+def figure(key: str, value: float, what: str, how: str = "measured") -> dict[str, Any]:
+    """One number for the README. key: ends in its unit; what: it in words."""
+    if not key.endswith(UNITS):
+        raise ValueError(f"key {key!r} must end in one of {', '.join(UNITS)}")
+    return {"key": key, "value": rounded(value), "what": what, "how": how}
+
+
+def rounded(value: Any) -> Any:
+    """Three significant digits, and no fewer than stand before the point."""
+    if not isinstance(value, float):
+        return value
+    return round(value) if abs(value) >= 1000 else float(f"{value:.3g}")
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the number of cores and what they can do."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def save(
+    name: str,
+    device: str,
+    claim: str,
+    rows: Sequence[Mapping[str, Any]],
+    figures: Sequence[Mapping[str, Any]],
+    *,
+    quick: bool,
+    **facts: Any,
+) -> None:
+    """Print the rows as a table, and write the result unless it is a quick one."""
+    from fedser_utils import runs
+
+    rows = [{key: rounded(value) for key, value in row.items()} for row in rows]
+    print(pd.DataFrame(rows).to_string(index=False))
+    for each in figures:
+        print(f"{each['what']}: {each['value']} ({each['key']}, {each['how']})")
+    if quick:
+        return
+    today = datetime.now(UTC).date().isoformat()
+    found = {"name": name, "claim": " ".join(claim.split()), "date": today} | facts
+    found |= {"device": device_name(device), "machine": platform.machine()}
+    packages = ("torch", "flwr", "ray", "adversarial-robustness-toolbox", "numpy")
+    found |= {"versions": {package: version(package) for package in packages}}
+    found |= {"commit": runs.commit(), "figures": list(figures), "rows": rows}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{_slug(device)}-{today}.json"
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"results/{path.name}")
+
+
+def _slug(device: str) -> str:
+    """``cpu``, ``nvidia-h100-80gb-hbm3``."""
+    name = device_name(device) if device.startswith("cuda") else "cpu"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def newest() -> list[dict[str, Any]]:
+    """The newest result of each benchmark on each device."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in sorted(RESULTS.glob("*.json"), key=lambda path: path.stem[-10:]):
+        result = json.loads(path.read_text())
+        found[result["name"], path.stem[:-11]] = result
+    return [found[key] for key in sorted(found)]
+
+
+def table() -> str:
+    """The README's table of all figures."""
+    lines = ["| what | value | how | where |", "|---|---|---|---|"]
+    for result in newest():
+        where = f"{result['device']}, {result['date']}, `{result['name']}`"
+        for each in result["figures"]:
+            unit = next(unit for unit in UNITS if each["key"].endswith(unit))
+            unit = unit.replace("_per_", "/").replace("_", " ").replace("percent", "%")
+            unit = {"gb": "GB", "mb": "MB", "ratio": "times"}.get(unit, unit)
+            value = f"{each['value']:,}".removesuffix(".0")
+            lines.append(f"| {each['what']} | {value} {unit} | {each['how']} | {where} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
