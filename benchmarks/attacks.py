@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 from art.attacks import evasion
 from art.estimators.classification import PyTorchClassifier
+from ceilings import ceilings, forward_flop
 from report import figure, options, save
 from torch import Tensor, nn
 
@@ -144,18 +145,21 @@ def main() -> None:
                 if name == "deepfool":
                     row[f"{key}_clip_iterations_per_s"] = iterations / spent
             rows.append(row)
-    figures = []
+    figures, best = [], ceilings(given.device)
     for row in rows:
-        best = max((key for key in row if key.endswith("_ratio")), key=row.get)
+        fastest = max((key for key in row if key.endswith("_ratio")), key=row.get)
         name, size = row["attack"], f"batch {row['batch']}, width {width:g}"
         what = f"{WORDS[name]} beside ART's, {size}"
-        figures.append(figure(f"{name}_batch_{row['batch']}_ratio", row[best], what))
+        figures.append(figure(f"{name}_batch_{row['batch']}_ratio", row[fastest], what))
         if row["batch"] == batches[-1]:
-            rate = row[best.replace("_ratio", "_clips_per_s")]
+            rate = row[fastest.replace("_ratio", "_clips_per_s")]
             figures.append(figure(f"{name}_clips_per_s", rate, f"{WORDS[name]}, {size}"))
+            passes = {"fgsm": 2, "pgd": 2 * STEPS}.get(name, (1 + CLASSES) * iterations / len(x))
+            flop = passes * forward_flop(model) * rate / best["matrix_product_tflop_per_s"] / 1e10
+            figures.append(figure(f"{name}_percent", flop, f"{WORDS[name]}, of the matrix product"))
     facts = {"width": width, "clips": len(x), "uar": metrics.uar(y.cpu(), _said(model, x))}
     facts |= {"epsilon": EPSILON, "step_size": STEP, "steps": STEPS, "overshoot": OVERSHOOT}
-    facts |= {"threads": torch.get_num_threads()}
+    facts |= {"threads": torch.get_num_threads()} | best
     save(
         "attacks", given.device, __doc__.split("\n\n")[0], rows, figures, quick=given.quick, **facts
     )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,17 +24,19 @@ import numpy as np
 import torch
 from art.attacks import evasion
 from art.estimators.classification import PyTorchClassifier
+from ceilings import ceilings, clock, forward_flop
 from flwr.app import ConfigRecord
 from report import figure, options, save
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fedser_utils import (
     answers,
+    attacks,
     checkpoints,
     clients,
     cohort,
     config,
+    evaluation,
     models,
     partition,
     strategies,
@@ -46,6 +47,7 @@ from fedser_utils.config import Settings
 from fedser_utils.partition import Federation
 from fedser_utils.randomisation import Randomise
 from fedser_utils.shards import trainer_of
+from fedser_utils.trainers import GROUP, Total
 
 WORDS = {"none": "Nature", "fgsm": "FGSM", "pgd": "PGD", "deepfool": "DeepFool"}
 BATCH = 8  # the ordinary way's, everywhere
@@ -186,40 +188,8 @@ def _copied(model: models.VGG15) -> models.VGG15:
     return models.load_arrays(made, arrays).to(model.classifier[0].bias.device)
 
 
-def ceilings(device: str) -> tuple[float, float]:
-    """TFLOP/s of a matrix product (bf16 on a GPU, fp32 on a CPU), TB/s of a copy, read and
-    written."""
-    cpu = device == "cpu"
-    n = 2048 if cpu else 8192
-    a = torch.randn(n, n, device=device, dtype=torch.float32 if cpu else torch.bfloat16)
-    source = torch.empty(2**26 if cpu else 2**30, device=device, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    times = {"product": [], "copy": []}
-    for _ in range(4):
-        for name, run in (("product", lambda: a @ a), ("copy", lambda: target.copy_(source))):
-            begin = _clock(device)
-            for _ in range(4):
-                run()
-            times[name].append((_clock(device) - begin) / 4)
-    return 2 * n**3 / min(times["product"]) / 1e12, 2 * len(source) / min(times["copy"]) / 1e12
-
-
-def flops(model: models.VGG15) -> float:
-    """Of one clip's forward pass."""
-    x = torch.zeros(1, 1, 373, 64, device=model.classifier[0].bias.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x)
-    return counter.get_total_flops()
-
-
 def _now(settings: Settings) -> float:
-    return _clock(clients.device_of(settings))
-
-
-def _clock(device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return clock(clients.device_of(settings))
 
 
 @contextmanager
@@ -239,11 +209,11 @@ def phases(device: str, found: dict[str, float]) -> Iterator[None]:
     def timed(name: str, function: Callable) -> Callable:
         @functools.wraps(function)
         def run(*arguments, **options):
-            begin = _clock(device)
+            begin = clock(device)
             try:
                 return function(*arguments, **options)
             finally:
-                found[name] += _clock(device) - begin
+                found[name] += clock(device) - begin
 
         return run
 
@@ -282,7 +252,7 @@ def main() -> None:
     rows, share, start = [], _middle(data, given.sample), None
     for attack, word in WORDS.items():
         own = config.load_settings(preset, attack=attack, **changes)
-        begin = _clock(device)
+        begin = clock(device)
         with (
             workers.worker_pool(device) as pool,
             trainer_of(own, data.clients, examples, pool=pool) as trainer,
@@ -293,10 +263,10 @@ def main() -> None:
                 for _ in range(warm):
                     ours.round(1)
                 start = ours.arrays
-            begin = _clock(device) if attack == "none" else begin
+            begin = clock(device) if attack == "none" else begin
             ours.arrays = start
             ours.round(2)  # to warm up: captures, compilation
-            starting = _clock(device) - begin
+            starting = clock(device) - begin
             seconds, parts = [], defaultdict(float)
             for number in range(3, 3 + given.rounds):
                 if given.phases:
@@ -331,11 +301,18 @@ def main() -> None:
         }
         rows.append(row | {f"{name}_s": spent / given.rounds for name, spent in parts.items()})
         print(row, flush=True)
-    product, copy = ceilings(device)
+    best, weights = ceilings(device), sum(p.numel() for p in model.parameters())
     trained = sum(examples) * settings.local_epochs * rows[0]["rounds_per_minute"] / 60
-    of_product = 100 * 3 * flops(model) * trained / product / 1e12
-    moved = 7 * 4 * sum(p.numel() for p in model.parameters()) / settings.batch_size
-    of_copy = 100 * moved * trained / copy / 1e12
+    seen = forward_speed(settings, model, x)
+    averaging = aggregation(model, len(data.clients))
+
+    def of_product(clips_per_s: float, passes: int) -> float:
+        each = passes * forward_flop(model) / best["matrix_product_tflop_per_s"] / 1e12
+        return 100 * each * clips_per_s
+
+    def of_copy(arrays_per_s: float) -> float:
+        return 100 * 4 * weights * arrays_per_s / best["copy_tb_per_s"] / 1e12
+
     size = f"{settings.speakers} clients, {settings.clips:,} clips, width {settings.width:g}"
     how = f"extrapolated from {given.rounds} rounds of each training"
     slow_how = f"extrapolated from {len(share)} clients and {len(x[few])} test clips"
@@ -344,17 +321,49 @@ def main() -> None:
         figure("study_minutes", total, f"The four trainings with evaluations, {size}", how),
         figure("ordinary_study_minutes", slow_total, "The same, the ordinary way", slow_how),
         figure("train_clips_per_s", trained, f"Training, {size}, whole rounds"),
-        figure("product_percent", of_product, "Training's share of the matrix product's ceiling"),
-        figure("copy_percent", of_copy, "Adam's share of the copy's bandwidth"),
-    ]
+        figure("train_percent", of_product(trained, 3), "Training, of the matrix product's speed"),
+        figure("forward_clips_per_s", seen, "Decisions in an evaluation"),
+        figure("forward_percent", of_product(seen, 1), "Decisions, of the matrix product's speed"),
+        figure("aggregation_s", averaging, f"Averaging {len(data.clients)} clients' weights"),
+        figure("aggregation_percent", of_copy(3 * len(data.clients) / averaging),
+               "Averaging, of the speed of a copy"),
+    ]  # fmt: skip
     for row in rows:
         what = f"{row['training']}: the ordinary way's round in ours"
         figures.append(figure(f"{row['training'].lower()}_ratio", row["ratio"], what, slow_how))
     facts = {"clients": len(data.clients), "clips": settings.clips, "width": settings.width}
     facts |= {"precision": "bf16" if clients.uses_bf16(settings, device) else "fp32"}
     facts |= {"engine": "fast" if clients.is_fast(settings) else "plain"}
-    facts |= {"matrix_product_tflop_per_s": product, "copy_tb_per_s": copy}
-    save("study", device, __doc__.split("\n\n")[0], rows, figures, quick=given.quick, **facts)
+    claim = __doc__.split("\n\n")[0]
+    save("study", device, claim, rows, figures, quick=given.quick, **(facts | best))
+
+
+def forward_speed(settings: Settings, model: models.VGG15, x: Tensor) -> float:
+    """Clips per second of an evaluation's decisions."""
+    device = clients.device_of(settings)
+    decide = functools.partial(attacks.predictions, clients.target_of(settings, model))
+    with workers.worker_pool(device) as pool:
+        for _ in range(2):
+            begin = clock(device)
+            evaluation.in_batches(decide, x, pool=pool)
+            seconds = clock(device) - begin
+    return len(x) / seconds
+
+
+def aggregation(model: models.VGG15, count: int) -> float:
+    """Seconds in which as many clients' weights are looked at and averaged, on the device."""
+    weights = models.state_arrays(model)
+    device = model.classifier[0].bias.device.type
+    update = training.Update(weights, {}, 0.0)
+    for _ in range(2):
+        begin = clock(device)
+        total = Total(like=weights)
+        for first in range(0, count, GROUP):
+            group = [update] * min(GROUP, count - first)
+            total.add(group, [1] * len(group))
+        total.mean()
+        seconds = clock(device) - begin
+    return seconds
 
 
 def _middle(data: Federation, count: int) -> list[str]:

@@ -37,7 +37,10 @@ def uses_bf16(settings: Settings, device: str) -> bool:
 
 
 def is_fast(settings: Settings) -> bool:
-    """Whether the cohort trains through ``engine``: on request, or on a GPU."""
+    """Whether the cohort trains through ``engine``: on request, or on a GPU. In the other runtimes
+    a process may live for one message, and what ``engine`` prepares would not pay."""
+    if settings.runtime != "cohort":
+        return False
     if settings.engine == "auto":
         return device_of(settings) != "cpu"
     return settings.engine == "fast"

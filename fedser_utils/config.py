@@ -135,6 +135,8 @@ class Settings:
                 raise InputError(f"{name} belongs to {takers}, not to strategy {self.strategy}")
         if self.superlink and self.runtime != "deployment":
             raise InputError(f"superlink {self.superlink!r} needs runtime deployment")
+        if self.engine == "fast" and self.runtime != "cohort":
+            raise InputError(f"engine 'fast' needs runtime cohort, not {self.runtime}")
         if self.clients == "pooled" and self.runtime == "deployment":
             raise InputError("clients 'pooled' keep no recordings; choose runtime cohort")
         if self.split == "speaker_independent" and self.runtime == "deployment":

@@ -191,8 +191,16 @@ class _Lane:
                     run()
             self.stream.synchronize()
             self.model.zero_grad()
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                run()
+            try:
+                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                    run()
+            except RuntimeError as error:
+                if isinstance(error.__context__, torch.OutOfMemoryError):
+                    raise error.__context__ from None  # the capture's end hides it
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                log.warning("a step could not be captured, it will be slower: %s", error)
+                return _Step(x, y, run)
         return _Step(x, y, graph.replay)
 
     def _turn(self) -> contextlib.AbstractContextManager:

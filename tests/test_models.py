@@ -95,6 +95,16 @@ def test_decisions_stay_in_fp32_and_gradients_point_the_same_way(trained):
     assert alike.min() > 0.95
 
 
+def test_a_quick_copy_of_another_model(trained):
+    model, x, _ = trained
+    other = models.build(7, width=1 / 16, generator=torch.Generator().manual_seed(1)).eval()
+    quick, expected = models.Quick(other), models.Quick(model)
+    quick.take(model)
+    assert torch.equal(quick(x[:3]), expected(x[:3]))
+    one, two = x[:3].clone().requires_grad_(), x[:3].clone().requires_grad_()
+    assert torch.equal(quick(one), expected(two))
+
+
 @pytest.mark.parametrize("device", DEVICES[1:])  # on CPU it passes too, in a minute
 def test_compiled_gives_the_same(device, trained):
     """Batches of several sizes; DeepFool takes several gradients of one forward pass."""
