@@ -11,12 +11,13 @@ QUIET := --quiet --disable-pip-version-check
 OUTPUTS ?= $(CURDIR)/outputs
 PRESET ?= demo
 CORPUS ?= synthetic
+PORT ?= 8866
 STUDY = $(BIN)/python -m fedser_utils.study --corpus "$(CORPUS)" --outputs "$(OUTPUTS)"
 
-.PHONY: help install demo study paper adaptive test lab lint clean
+.PHONY: help install demo study paper adaptive test test-browser lab dashboard lint clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'
@@ -43,6 +44,14 @@ test: $(STAMP)  ## install, then run the tests (under 15 minutes)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	cd notebooks && PATH="$(BIN):$$PATH" jupyter lab
+
+dashboard: $(STAMP)  ## one page over all runs, on this machine alone: make dashboard PORT=8866
+	cd deploy/voila && PATH="$(BIN):$$PATH" JUPYTER_PATH="$(CURDIR)/deploy/voila" \
+	FEDSER_OUTPUTS="$(OUTPUTS)" voila "$(CURDIR)/notebooks/07_dashboard.ipynb" --token --port "$(PORT)"
+
+test-browser: $(STAMP)  ## install Chromium where there is none (Debian, Ubuntu), then test in it
+	command -v chromium chromium-browser > /dev/null || (apt-get update && apt-get install -y chromium)
+	$(BIN)/python -m pytest -q tests/browser
 
 lint: $(STAMP)  ## check the style of the package, the tests and the notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

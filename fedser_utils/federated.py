@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pandas as pd
 import torch
@@ -206,6 +207,7 @@ class _Log:
             missing="; ".join(self._missing),
             bytes_sent=sent - self._moved[0],
             bytes_received=received - self._moved[1],
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self._missing, self._moved = [], (sent, received)
         self.predictions = pd.concat([self.predictions, rows], ignore_index=True)

@@ -33,6 +33,7 @@ Arrays = dict[str, np.ndarray]
 DEPLOYED = "deployment"  # in the place of a corpus's fingerprint: the clients' are their own
 PREDICTIONS = ["run", "model", "round", "attack", "condition", "draw", "clip", "speaker"]
 PREDICTIONS += ["y_true", "y_pred"]
+LOCKS = Path("/proc/locks")  # Linux's list of locks, with the process that holds each
 _PACKAGES = ("torch", "torchaudio", "flwr", "numpy", "pandas", "scikit-learn", "soundfile")
 
 
@@ -221,6 +222,20 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RunBusyError(f"run {folder.name} is being written by another process") from None
         yield
+
+
+def writer(folder: Path) -> str:
+    """Who holds a run's lock, in words; "" if nobody does. Nothing is written, and no lock taken: a
+    training that starts in this instant must find it free."""
+    path = folder / ".lock"
+    if not path.exists():
+        return ""
+    number = path.stat().st_ino
+    for line in LOCKS.read_text().splitlines() if LOCKS.exists() else ():
+        words = line.split()  # number: FLOCK ADVISORY WRITE process place start end
+        if "FLOCK" in words and "->" not in words and words[5].rsplit(":", 1)[1] == str(number):
+            return f"process {words[4]}"
+    return ""
 
 
 def save_model(run: Run, weights: Arrays, **metadata: str) -> None:

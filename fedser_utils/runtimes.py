@@ -34,15 +34,24 @@ ASK = 20.0  # seconds between two questions whether it is still running
 CLIENTS_PER_GPU = 4  # of a simulation, side by side
 
 
-def train(settings: Settings, *, monitor: Monitor | None = None) -> Run:
+def train(settings: Settings, *, monitor: Monitor | None = None, wait: bool = False) -> Run:
     """Train and evaluate one model in the settings' runtime; start it, go on with it, or find it
-    complete. As ``federated.train``, which it is for the cohort.
+    complete. As ``federated.train``, which it is for the cohort. wait: if another process trains
+    this very run here, show how it goes until it ends, and then go on from there.
 
     Raises RoundError, with the server's words, when the run has failed, InputError for what cannot
     be started, or what Flower refuses.
     """
     if settings.runtime == "cohort":
-        return federated.train(settings, monitor=monitor)
+        while True:
+            try:
+                return federated.train(settings, monitor=monitor)
+            except runs.RunBusyError as busy:
+                if not wait:
+                    raise
+                print(f"{busy}: showing it", flush=True)
+                fingerprint = load_federation(settings).corpus.fingerprint
+                _watch(Path(settings.outputs) / runs.name_of(settings, fingerprint), monitor)
     simulated = settings.runtime == "simulation"
     fingerprint = load_federation(settings).corpus.fingerprint if simulated else runs.DEPLOYED
     folder = Path(settings.outputs) / runs.name_of(settings, fingerprint)
@@ -136,6 +145,17 @@ def _follow(connection: Connection, number: int, folder: Path, monitor: Monitor 
     if state != "finished:completed":
         said = details.removeprefix("ServerApp failed with exception: ").strip()
         raise RoundError(said or f"run {number} of Flower is {state}")
+
+
+def _watch(folder: Path, monitor: Monitor | None) -> None:
+    """Show the rounds of a run that another process writes, until it does so no more."""
+    path, seen = folder / "rounds.csv", 0.0
+    while runs.writer(folder):
+        changed = path.stat().st_mtime if path.exists() else 0.0
+        if monitor and changed > seen:
+            seen = changed
+            monitor(runs.read_run(folder).table("rounds"))
+        time.sleep(LOOK)
 
 
 def _show(lines: Iterable[str]) -> None:

@@ -60,7 +60,7 @@ settings = config.notebook_settings(globals())
 
 from IPython.display import Markdown
 
-from fedser_utils import diagrams, figures, metrics, runs, runtimes, widgets
+from fedser_utils import diagrams, figures, live, metrics, runs, runtimes, widgets
 
 settings
 
@@ -80,12 +80,14 @@ Markdown(diagrams.NOTATION)
 # ## Training
 #
 # If this is stopped, by whatever means, the same parameters go on from the newest checkpoint.
-# Wherever the clients are, the monitor shows the last evaluated round, who was missing, and what
-# has been moved.
+# Wherever the clients are, the monitor shows the last evaluated round, how long it will still take,
+# who was missing, and what has been moved. Opened again, this notebook shows a run that is still
+# being trained elsewhere, or a finished one, in the same way.
 
 # %%
 with config.refusals():
-    run = runtimes.train(settings, monitor=widgets.Monitor())
+    monitor = widgets.TrainingMonitor(settings.rounds)
+    run = runtimes.train(settings, monitor=monitor, wait=live.is_live())
 
 # %% [markdown]
 # ## After the last round

@@ -37,7 +37,7 @@ from functools import partial
 import pandas as pd
 from IPython.display import display
 
-from fedser_utils import attacks, clients, evaluation, figures, metrics, models
+from fedser_utils import attacks, clients, evaluation, figures, metrics, models, perturbation
 from fedser_utils import runs as stored
 from fedser_utils.partition import load_federation
 from fedser_utils.seeding import generator
@@ -70,6 +70,17 @@ said = {name: data.classes[int(attacks.predictions(model, v))] for name, v in se
 stored.save_arrays(settings.folder / "examples.safetensors", arrays, clip=name_of_clip)
 picture = figures.examples(arrays, caption=f"{run.id}, {name_of_clip}: {said}")
 figures.save(picture, settings.folder, "fig2", origin=origin)
+
+# %% [markdown]
+# ## Look and listen for yourself
+#
+# Another model of the study, clip, attack or strength; with the randomisation before the model, and
+# with a new draw of it. (Where a notebook is only read, this shows PGD on one clip.)
+
+# %%
+same = [r for r in stored.study_runs(settings) if r.settings.seed == settings.seed]
+shown = [run, *(other for other in same if other.id != run.id)]
+perturbation.show(shown, device=device)
 
 # %% [markdown]
 # ## The same, to be heard
@@ -139,8 +150,7 @@ if own.full:
 
 # %%
 if own.full:
-    study = [r for r in stored.study_runs(settings) if r.settings.seed == settings.seed]
-    study = {r.config["model"]: models.load(r).to(device) for r in study}
+    study = {r.config["model"]: models.load(r).to(device) for r in same}
     rows = evaluation.transfer(study, x, y, three["pgd"], bf16=bf16)
     transfer = metrics.uar_by(rows, ["source", "target"])
     picture = figures.transfer(transfer, caption=f"PGD, {run.settings.epsilon:g}; {caption}")

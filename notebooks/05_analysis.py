@@ -14,10 +14,11 @@ outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
 import sys
+from functools import partial
 
 import pandas as pd
 
-from fedser_utils import comparisons, config, figures, runs, tables
+from fedser_utils import comparisons, config, confusions, figures, live, recordings, runs, tables
 
 settings = config.notebook_settings(globals())
 with config.refusals():
@@ -147,3 +148,17 @@ figures.save(fig5, folder, "fig5", origin=origin)
 # %%
 fig6 = figures.confusions(predictions, caption=f"{caption}; counts of all seeds")
 figures.save(fig6, folder, "fig6", origin=origin)
+
+# %% [markdown]
+# ## Who is taken for whom?
+#
+# Every model, attack, condition and evaluated round; what differs between two of them; the clips
+# behind a number: press a cell (Tab and Enter do it too). Without a kernel the page shows the model
+# without adversarial training under PGD, beside the model trained against PGD.
+
+# %%
+heard = recordings.of(found[0], corpus=settings.corpus)
+find = {"sound": heard.sound, "picture": heard.picture}
+explorer = partial(confusions.ConfusionExplorer, predictions, **find)
+live.show(explorer, partial(confusions.twin, predictions, **find))
+assert "torch" not in sys.modules

@@ -10,7 +10,7 @@ from fedser_utils.config import ROOT
 
 LAYERS = (
     ("config", "seeding", "counted", "workers", "scrutiny"),
-    ("command",),
+    ("command", "live"),
     ("certificates", "gate", "services"),
     ("connection", "compose"),
     ("deployment",),
@@ -37,10 +37,11 @@ LAYERS = (
     ("checklist",),
     ("verdict",),
     ("tables",),
-    ("comparisons",),
-    ("figures",),
-    ("diagrams", "widgets", "plan"),
-    ("estimate",),
+    ("comparisons", "overview"),
+    ("figures", "missing", "pictures", "selections"),
+    ("canvas", "choices", "diagrams", "matrices", "pages", "plan", "recordings", "scenes"),
+    ("confusions", "dashboard", "estimate", "widgets"),
+    ("perturbation",),
     ("study",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -65,7 +65,16 @@ def test_make_help_lists_the_commands():
         ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     listed = {line.split()[0] for line in done.stdout.splitlines()}
-    assert {"install", "demo", "test", "lab", "lint", "paper", "clean"} <= listed
+    assert {
+        "install",
+        "demo",
+        "test",
+        "test-browser",
+        "lab",
+        "dashboard",
+        "paper",
+        "clean",
+    } <= listed
 
 
 def test_no_path_of_a_machine_is_written_down():

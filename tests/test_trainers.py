@@ -44,6 +44,7 @@ def test_both_engines_train_the_same(tiny, federation, pool, attack):
         assert far < 1e-3, (name, float(far))
 
 
+@pytest.mark.long
 def test_the_fast_engine_recognises_as_well(tiny, tmp_path):
     """Whole runs drift apart by rounding, not in what they reach: the same UAR within a point, or
     within the two standard deviations that as many clips with another fate would make."""

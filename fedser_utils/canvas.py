@@ -1,0 +1,71 @@
+"""Images in a frame of axes that is drawn once: a new one takes milliseconds, not a new figure."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fedser_utils.figures import SECONDS_PER_FRAME
+
+HERTZ = (250, 500, 1000, 2000, 4000)
+LOWEST, HIGHEST, BANDS = 20.0, 8000.0, 64  # features'; importing it would import torch
+DPI = 110
+
+
+def band_of(hertz: float) -> float:
+    """The Mel band (from 0) with its centre at a frequency, on Slaney's scale."""
+
+    def mel(f: float) -> float:
+        return 3 * f / 200 if f < 1000 else 15 + 27 * np.log(f / 1000) / np.log(6.4)
+
+    low, high = mel(LOWEST), mel(HIGHEST)
+    return (mel(hertz) - low) / (high - low) * (BANDS + 1) - 1
+
+
+class Canvas:
+    """Log-Mels beside each other, axes in seconds and Hz. titles: of each; frames: of an image."""
+
+    def __init__(self, titles: Sequence[str], *, frames: int, width: float = 11.0) -> None:
+        figure = Figure(figsize=(width, 2.3), dpi=DPI, layout="constrained")
+        drawn = FigureCanvasAgg(figure)
+        grid = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+        seconds = frames * SECONDS_PER_FRAME
+        for axes, title in zip(grid, titles, strict=True):
+            axes.set_title(title, fontsize=9)
+            axes.set(xlim=(0, seconds), ylim=(-0.5, BANDS - 0.5))
+            axes.set_xlabel("Time [s]", fontsize=8)
+            axes.set_yticks([band_of(f) for f in HERTZ], HERTZ)
+            axes.tick_params(labelsize=8)
+        grid[0].set_ylabel("Frequency [Hz]", fontsize=8)
+        drawn.draw()
+        self._frame = np.asarray(drawn.buffer_rgba())[..., :3].copy()
+        height = len(self._frame)
+        self._boxes = []
+        for axes in grid:
+            box = axes.get_window_extent()
+            rows = slice(round(height - box.y1) + 1, round(height - box.y0) - 1)
+            self._boxes.append((rows, slice(round(box.x0) + 1, round(box.x1) - 1)))
+
+    def paint(
+        self, images: Sequence[np.ndarray], limits: Sequence[float], colours: Sequence[str]
+    ) -> bytes:
+        """PNG. images: (frames, mels) each; colours: of matplotlib's maps, from -limit to limit."""
+        picture = self._frame.copy()
+        for image, limit, name, (rows, columns) in zip(
+            images, limits, colours, self._boxes, strict=True
+        ):
+            tall, wide = rows.stop - rows.start, columns.stop - columns.start
+            band = (np.arange(tall)[::-1] * image.shape[1] // tall).astype(int)
+            frame = np.arange(wide) * image.shape[0] // wide
+            shown = image[frame][:, band].T
+            scaled = mpl.colormaps[name]((shown / (limit or 1.0) + 1) / 2, bytes=True)
+            picture[rows, columns] = scaled[..., :3]
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "png", compress_level=1)
+        return file.getvalue()

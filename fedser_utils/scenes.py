@@ -1,0 +1,132 @@
+"""One clip of a run under one attack at all strengths: what there is to see, to hear and to decide.
+
+What a widget moves through is computed in one go, a batch over all strengths, so that a slider need
+not wait for an attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fedser_utils import attacks, clients, models
+from fedser_utils.partition import Federation, load_federation
+from fedser_utils.randomisation import Draw, Randomise
+from fedser_utils.runs import Run
+from fedser_utils.seeding import generator
+
+EPSILONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # standardised log-Mel units
+RATIOS = (60.0, 50.0, 40.0, 30.0, 20.0)  # dB, of an attack on the sound
+ON_SOUND = "pgd on the sound"
+DRAWS = 30  # of the randomisation, side by side
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A clip and what an attack made of it. strengths: epsilons, or ratios in dB, or none for an
+    attack without a budget; images: (1 + strengths, 1, frames, mels) standardised log-Mel, the
+    clean one first; shares: (1 + strengths, classes) of the softmax; sounds: (1, samples) of the
+    clean clip and, of an attack on the sound, of each strength; snr_db: per image, of Mel
+    magnitudes, the first infinite."""
+
+    strengths: tuple[float, ...]
+    images: Tensor
+    shares: Tensor
+    sounds: list[Tensor]
+    snr_db: list[float]
+
+    def place(self, strength: float | None) -> int:
+        """Where a strength's image is."""
+        return 1 if strength is None else 1 + self.strengths.index(strength)
+
+
+@dataclass
+class Stage:
+    """A run's model and test clips, made when they are first asked for."""
+
+    run: Run
+    device: str = "cpu"
+    _randomise: Randomise = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._randomise = Randomise(mode=self.run.settings.resize)
+
+    @cached_property
+    def data(self) -> Federation:
+        return load_federation(self.run.settings)
+
+    @cached_property
+    def model(self) -> models.VGG15:
+        return models.load(self.run).to(self.device)
+
+    @cached_property
+    def aim(self) -> torch.nn.Module:
+        """The model as attacks see it, which also decides."""
+        return models.folded(self.model)
+
+    @cached_property
+    def clips(self) -> pd.DataFrame:
+        """The test clips, with what the run decided on each at its end: clip, speaker, emotion,
+        y_pred, right."""
+        rows = self.run.table("predictions")
+        last = rows[(rows["round"] == rows["round"].max()) & (rows["condition"] == "original")]
+        said = last.drop_duplicates("clip").set_index("clip")["y_pred"]
+        table = self.data.table("test")[["clip", "speaker", "emotion"]]
+        table = table.assign(y_pred=table["clip"].map(said))
+        return table.assign(right=table["y_pred"] == table["emotion"])
+
+    def scene(self, index: int, attack: str) -> Scene:
+        """The clip in row ``index`` of ``clips`` under an attack of ``names``."""
+        x, y = self.data.tensors(self.data.clips.loc[[index]], device=self.device)
+        sound, listen = self.data.sound(index, device=self.device), self.listen
+        sounds = [sound]
+        if attack == ON_SOUND:
+            strengths = RATIOS
+            for ratio in RATIOS:
+                options = {"features": listen, "snr_db": ratio, "steps": 10}
+                sounds.append(attacks.waveform_pgd(self.aim, sound, y, **options))
+            moved = torch.cat([listen(each) for each in sounds[1:]])
+        elif attack == "deepfool":
+            strengths = ()
+            moved = clients.attack_of(self.run.settings, attack)(self.aim, x, y)
+        else:
+            strengths = tuple(sorted({*EPSILONS, self.run.settings.epsilon}))
+            epsilon = torch.tensor(strengths)
+            step = self.run.settings.step_size / self.run.settings.epsilon * epsilon
+            options = {"epsilon": epsilon} | ({"step_size": step} if attack == "pgd" else {})
+            run = clients.attack_of(self.run.settings, attack, **options)
+            moved = run(self.aim, *(part.expand(len(epsilon), *part.shape[1:]) for part in (x, y)))
+        images = torch.cat([x, moved])
+        standard = {"mean": listen.mean, "std": listen.std}
+        found = attacks.perceptibility(x.expand_as(images), images, **standard)["snr_db"]
+        return Scene(strengths, images, self.shares(images), sounds, found.tolist())
+
+    @cached_property
+    def listen(self) -> torch.nn.Module:
+        return self.data.listener(device=self.device)
+
+    @torch.no_grad()
+    def shares(self, images: Tensor) -> Tensor:
+        """(batch, classes) of the softmax."""
+        return self.aim(images).softmax(1).cpu()
+
+    def randomised(self, image: Tensor, seed: int) -> Tensor:
+        """(draws, classes) what the model says of ``DRAWS`` randomisations of one image, drawn
+        from ``seed``. image: (1, 1, frames, mels)."""
+        draw = self._randomise.draw(DRAWS, generator(seed, "explorer"))
+        draw = Draw(*(part.to(image.device) for part in draw))
+        return self.shares(self._randomise(image.expand(DRAWS, -1, -1, -1), draw))
+
+    def guessed(self, image: Tensor) -> Tensor:
+        """(1, samples) a sound that an image might have had: an approximation."""
+        return self.listen.approximate_sound(image)
+
+
+def names() -> Sequence[str]:
+    """The attacks of a scene."""
+    return (*attacks.ATTACKS, ON_SOUND)
