@@ -14,7 +14,7 @@ CORPUS ?= synthetic
 PORT ?= 8866
 STUDY = $(BIN)/python -m fedser_utils.study --corpus "$(CORPUS)" --outputs "$(OUTPUTS)"
 
-.PHONY: help install demo study paper adaptive test test-browser lab dashboard lint clean
+.PHONY: help install demo study paper adaptive test test-browser lab dashboard film lint clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ dashboard: $(STAMP)  ## one page over all runs, on this machine alone: make dash
 test-browser: $(STAMP)  ## install Chromium where there is none (Debian, Ubuntu), then test in it
 	command -v chromium chromium-browser > /dev/null || (apt-get update && apt-get install -y chromium)
 	$(BIN)/python -m pytest -q tests/browser
+
+film: $(STAMP)  ## the README's pictures of widgets, from the study of make demo (needs Chromium)
+	FEDSER_FILM="$(OUTPUTS)" $(BIN)/python -m pytest -q tests/browser -k "not monitor"
 
 lint: $(STAMP)  ## check the style of the package, the tests and the notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """Claim: on one H100 the paper's four trainings with all their evaluations take under 90 minutes,
 where the ordinary way (eager PyTorch, ART's attacks, one client after another) takes many times as
-long; on two CPU cores the demo's trainings are at least 1.5 times as fast as the ordinary way.
+long; on two CPU cores the demo's four trainings take less than two thirds of the ordinary way's
+time.
 
     python benchmarks/study.py [--quick] [--device cuda] [--preset paper] [--rounds 3] [--phases]
 

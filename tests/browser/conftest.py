@@ -3,6 +3,7 @@
 Requests to anywhere but loopback are refused and remembered; so are errors on the console.
 """
 
+import io
 import json
 import os
 import re
@@ -17,10 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fedser_utils import config, federated
 from fedser_utils.services import free_port
 
+FILM = os.environ.get("FEDSER_FILM")  # a finished demo study: the README's pictures are of it
+REFERENCE = config.ROOT / "outputs" / "reference"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURES = config.ROOT / "outputs" / "browser"
 NOTEBOOKS = config.ROOT / "notebooks"
@@ -40,7 +44,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory):
-    """A folder of runs: two models that recognise a little."""
+    """A folder of runs: two models that recognise a little; or a copy of the study to be filmed."""
+    if FILM:
+        outputs = tmp_path_factory.mktemp("browser") / "outputs"
+        return shutil.copytree(FILM, outputs)
     outputs = tmp_path_factory.mktemp("browser") / "outputs"
     small = {"outputs": str(outputs), "rounds": 4, "local_epochs": 2, "eval_every": 2}
     for attack in ("none", "fgsm"):
@@ -58,8 +65,9 @@ def folder(study):
         for cell in notebook["cells"]:
             if "parameters" in cell["metadata"].get("tags", ()):
                 text = "".join(cell["source"])
-                text = re.sub(r'(preset: str) = "\w+"', r'\1 = "smoke"', text)
-                text = re.sub(r"(outputs: str) = None", rf'\1 = "{study}"', text)
+                preset = "demo" if FILM else "smoke"
+                text = re.sub(r'(preset: str) = "\w+"', rf'\1 = "{preset}"', text)
+                text = re.sub(r"(outputs: str) = None", r'\1 = "../outputs"', text)
                 if path.stem == "02_fl_advtrain":  # a run that is still to be trained
                     text = re.sub(r"(attack: str) = None", r'\1 = "pgd"', text)
                     text = re.sub(r"(rounds: int) = None", r"\1 = 14", text)
@@ -172,6 +180,25 @@ def opened(browser):
 
 @pytest.fixture
 def shot():
-    """Saves a screenshot under outputs/browser."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    return lambda page, name: page.screenshot(path=PICTURES / f"{name}.png")
+    """Saves a screenshot under outputs/browser; of a study that is filmed, as a reference."""
+    folder = REFERENCE if FILM else PICTURES
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda page, name: page.screenshot(path=folder / f"{name}.png")
+
+
+@pytest.fixture
+def film():
+    """Takes what the page shows for so many seconds of the README's animation, if it is made."""
+    frames = []
+
+    def roll(page, seconds):
+        if FILM:
+            frames.append((Image.open(io.BytesIO(page.screenshot())).convert("RGB"), seconds))
+
+    yield roll
+    if frames:
+        small = [picture.crop((290, 90, 1240, 880)).resize((760, 632)) for picture, _ in frames]
+        small[0].save(
+            REFERENCE / "explorer.webp", save_all=True, append_images=small[1:], loop=0,
+            duration=[int(1000 * seconds) for _, seconds in frames], quality=60, method=6,
+        )  # fmt: skip

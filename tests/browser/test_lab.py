@@ -42,7 +42,7 @@ def sound(watch):
     assert watch.errors == []
 
 
-def test_perturbations_are_explored(lab, opened, shot):
+def test_perturbations_are_explored(lab, opened, shot, film):
     open_page, watch = opened
     page = open_page(lab("03_attacks"))
     run_all(page)
@@ -59,6 +59,7 @@ def test_perturbations_are_explored(lab, opened, shot):
         return explorer.locator("img").first.get_attribute("src")
 
     shot(page, "perturbation")
+    film(page, 2)
     line, image = status(), picture()
     handle.focus()
     page.keyboard.press("ArrowRight")
@@ -66,20 +67,33 @@ def test_perturbations_are_explored(lab, opened, shot):
     print(f"epsilon by keyboard: {1000 * seconds:.0f} ms: {line}")
     assert "largest change 0.1" in line
     assert picture() != image
+    for seconds in (1.5, 1.5):
+        film(page, seconds)
+        page.keyboard.press("ArrowRight")
+        line, _ = until_changed(status, line)
     image, box = picture(), explorer.locator(".noUi-base").bounding_box()
     page.mouse.click(box["x"] + box["width"] - 2, box["y"] + box["height"] / 2)
     line, seconds = until_changed(status, line)
     print(f"epsilon by mouse: {1000 * seconds:.0f} ms: {line}")
     assert "largest change 1" in line
     assert picture() != image
+    film(page, 2)
+    for name in ("PGD", "FGSM", "PGD"):
+        explorer.get_by_label("Attack").select_option(name)
+        page.wait_for_timeout(1500)
+        film(page, 1.5)
     explorer.get_by_role("button", name="New draw").click()
     strip = explorer.locator(".fedser-strip")
     until_changed(strip.inner_text, "")
+    strip.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    film(page, 2)
     said = {strip.inner_text()}
     for _ in range(3):
         line = status()
         explorer.get_by_role("button", name="New draw").click()
         until_changed(status, line)
+        film(page, 1.5)
         said.add(strip.inner_text())
     assert all(re.search(r"\d+ of 30 draws are recognised", text) for text in said)
     assert len(said) > 1
@@ -88,6 +102,9 @@ def test_perturbations_are_explored(lab, opened, shot):
     players = explorer.locator("audio")
     players.first.wait_for(state="attached", timeout=60_000)
     assert players.count() == 3
+    players.last.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    film(page, 2.5)
     for number in range(3):
         assert players.nth(number).evaluate(DECODE) > 1
     sound(watch)
