@@ -14,7 +14,14 @@ from fedser_utils.trial import Trial
 SHARED = Path(os.environ.get("FEDSER_SHARED", config.ROOT.parent / "shared")) / "data"
 
 
-LONGEST = ("test_notebooks", "test_runtimes", "test_services", "test_federated", "test_remote")
+LONGEST = (
+    "test_notebooks",
+    "test_runtimes",
+    "test_lab",
+    "test_services",
+    "test_federated",
+    "test_remote",
+)
 
 
 def pytest_collection_modifyitems(items):
