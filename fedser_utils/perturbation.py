@@ -70,8 +70,8 @@ class PerturbationExplorer(ipw.VBox):
         boxes = [ipw.HBox(row, layout=wrap) for row in rows]
         shown = [self.status, self.picture, self.decisions, self.strip, self.sounds]
         super().__init__([*boxes, *shown])
-        for part, name in ((self, "perturbation"), (self.status, "status"),
-                           (self.strip, "strip")):  # fmt: skip
+        parts = {"perturbation": self, "status": self.status, "strip": self.strip}
+        for name, part in (parts | {"decisions": self.decisions}).items():
             part.add_class(f"fedser-{name}")  # to be found by
         self._filters()
         self._narrow()
@@ -177,11 +177,12 @@ class PerturbationExplorer(ipw.VBox):
         self.decisions.value = bars(before.tolist(), after.tolist(), self._classes, self._truth)
 
     def _of_draw(self, place: int) -> Tensor:
-        """(draws, classes) of an image behind the randomisation's present draws."""
+        """(draws, classes) of an image behind the randomisation's present draws; of the clean one
+        behind the first alone, which is all that is shown."""
         key = self.run.value, self.clip.value, self.attack.value, place, self._seed
         if key not in self._drawn:
             image = self._scene().images[place : place + 1]
-            self._drawn[key] = self._stage.randomised(image, self._seed)
+            self._drawn[key] = self._stage.randomised(image, self._seed, DRAWS if place else 1)
         return self._drawn[key]
 
     def _new_draw(self, _: ipw.Button) -> None:

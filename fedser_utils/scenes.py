@@ -115,12 +115,12 @@ class Stage:
         """(batch, classes) of the softmax."""
         return self.aim(images).softmax(1).cpu()
 
-    def randomised(self, image: Tensor, seed: int) -> Tensor:
-        """(draws, classes) what the model says of ``DRAWS`` randomisations of one image, drawn
-        from ``seed``. image: (1, 1, frames, mels)."""
-        draw = self._randomise.draw(DRAWS, generator(seed, "explorer"))
-        draw = Draw(*(part.to(image.device) for part in draw))
-        return self.shares(self._randomise(image.expand(DRAWS, -1, -1, -1), draw))
+    def randomised(self, image: Tensor, seed: int, draws: int = DRAWS) -> Tensor:
+        """(draws, classes) what the model says of one image behind the first draws of the
+        randomisation from ``seed``. image: (1, 1, frames, mels)."""
+        drawn = self._randomise.draw(DRAWS, generator(seed, "explorer"))
+        drawn = Draw(*(part[:draws].to(image.device) for part in drawn))
+        return self.shares(self._randomise(image.expand(draws, -1, -1, -1), drawn))
 
     def guessed(self, image: Tensor) -> Tensor:
         """(1, samples) a sound that an image might have had: an approximation."""

@@ -53,7 +53,7 @@ def test_live_it_is_there_from_the_start(monkeypatch, shown):
     monitor(rounds(10, missing="10: client <b> (late)"))
     assert monitor.bar.value == 10
     assert "client &lt;b&gt; (late)" in monitor.line.value
-    assert monitor.picture.value.startswith(b"\x89PNG")
+    assert bytes(monitor.picture.value).startswith(b"\x89PNG")
     assert len(shown) == 1
 
 
