@@ -165,11 +165,15 @@ class _Lane:
             self.forward = lambda x: forward(everything, x)
 
     def prepare(self, kinds: set[tuple[int, int]], like: Tensor) -> None:
-        """Capture the kinds of batches that are new. The lane's weights and states are lost."""
-        if self.stream:
-            self.stream.wait_stream(torch.cuda.current_stream(self.total.device))
+        """Be ready for a round, after all that was asked of the GPU before; capture the kinds of
+        batches that are new. The lane's weights and states are lost."""
+        self._wait()
         for kind in sorted(kinds - self.steps.keys(), reverse=True):
             self.steps[kind] = self._captured(kind, like)
+
+    def _wait(self) -> None:
+        if self.stream:
+            self.stream.wait_stream(torch.cuda.current_stream(self.total.device))
 
     def _captured(self, kind: tuple[int, int], like: Tensor) -> _Step:
         x = like.new_zeros((sum(kind), *like.shape[1:]))
@@ -184,6 +188,7 @@ class _Lane:
 
         if not self.stream:
             return _Step(x, y, run)
+        self._wait()  # labels that are not yet zero would be no classes
         graph = torch.cuda.CUDAGraph()
         with _cudnn_chooses():
             with self._turn():

@@ -132,8 +132,9 @@ def dashboard(study, folder):
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Chromium. Playwright keeps an event loop in this thread: other modules' tests need it gone."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as made:
