@@ -134,7 +134,7 @@ def dashboard(study, folder):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium. Playwright keeps an event loop in this thread: other modules' tests need it gone."""
+    """Chromium. Playwright keeps an event loop in this thread, which others must not find."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as made:
