@@ -19,9 +19,12 @@ from typing import Any
 
 import yaml
 
+from fedser_utils.frontends import CHANGES, FRONT_ENDS, SPEECH, FrontEnd
+
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "notebooks" / "presets"
-SYNTHETIC = "synthetic"
+SYNTHETIC, MACHINES = "synthetic", "machines"  # the embedded corpora
+EMBEDDED = (SYNTHETIC, MACHINES)
 OWN = "notebooks"  # a preset's section for parameters that are no settings of a run
 
 
@@ -66,6 +69,8 @@ STRATEGIES = {  # Flower's strategies -> which of the settings below are theirs,
     "MultiKrum": ("num_malicious_nodes", "num_nodes_to_select"),
     "Bulyan": ("num_malicious_nodes",),
 }
+PARTITIONS = ("speaker", "iid", "dirichlet", "quantity")
+SKEWED = {"dirichlet": 0.5, "quantity": 0.5}  # partitions with a skew_alpha, and what None means
 
 
 @dataclass(frozen=True)
@@ -74,14 +79,32 @@ class Settings:
 
     # what is trained, on what
     preset: str = "demo"
-    corpus: str = SYNTHETIC  # "synthetic", or a folder of audio, or a CSV manifest
+    # "synthetic", "machines", a folder of audio, a CSV manifest; several with commas between them
+    corpus: str = SYNTHETIC
     attack: str = _one_of("none", "none", "fgsm", "pgd", "deepfool")  # adversarial training's
     seed: int = _whole(0, 0)
-    # the embedded corpus's size
+    # the embedded corpora's size
     speakers: int = _whole(68, 2, 68)
     clips: int = _whole(9365, 28, 9365)
+    # which clips of a corpus
+    classes: str = _one_of("shared", "shared", "all")  # of several corpora: those all have, or any
+    clips_per_speaker: int | None = _whole(None, 4)  # at most; None: all
+    # the log-Mel image
+    log_mel: str = _one_of("auto", "auto", *FRONT_ENDS)  # auto: as the embedded corpus, or speech
+    sample_rate: int | None = _whole(None, 1000, 768_000)  # Hz; these: None as log_mel has it
+    window: int | None = _whole(None, 16)  # samples
+    hop: int | None = _whole(None, 1)  # samples
+    bands: int | None = _whole(None, 32)  # of the Mel scale
+    lowest: float | None = _real(None, 0)  # Hz
+    highest: float | None = _real(None, 0, above=True)  # Hz
+    seconds: float | None = _real(None, 0, above=True)
+    level: str = _one_of("none", "none", "rms")  # rms: every clip made equally loud
+    standardisation: str = _one_of("all", "all", "corpus", "client")  # whose statistics it uses
     # federation
     clients: str = _one_of("speakers", "speakers", "pooled")  # pooled: one client has all clips
+    partition: str = _one_of("speaker", *PARTITIONS)  # clips -> clients
+    client_count: int | None = _whole(None, 2)  # not by speaker; None: as many as speakers
+    skew_alpha: float | None = _real(None, 0, above=True)  # small: clients are very unlike
     rounds: int = _whole(300, 1)
     strategy: str = _one_of("FedAvg", *STRATEGIES)
     fraction_train: float = _real(1.0, 0, 1, above=True)  # share of clients asked in a round
@@ -104,8 +127,11 @@ class Settings:
     local_epochs: int = _whole(1, 1)
     batch_size: int = _whole(8, 1)
     learning_rate: float = _real(1e-3, 0, above=True)
+    learning_rate_decay: float = _real(1.0, 0, 1, above=True)  # factor from round to round
     alpha: float = _real(0.5, 0, 1)  # Eq. 5: weight of the original half's loss
     width: float = _real(1.0, 1 / 64, 4)  # VGG-15's channels, as a share of the paper's
+    norm: str = _one_of("batch", "batch", "group")
+    batch_norm: str = _one_of("average", "average", "local", "reestimate")  # after a round
     # the attacks, in training and evaluation alike; epsilon in standardised log-Mel units
     epsilon: float = _real(0.05, 0, above=True)  # L-inf radius of FGSM and PGD
     step_size: float = _real(0.01, 0, above=True)  # PGD's, per step
@@ -115,6 +141,7 @@ class Settings:
     resize: str = _one_of("bilinear", "bilinear", "nearest")
     # evaluation
     eval_every: int = _whole(10, 1)  # rounds
+    attack_every: int | None = _whole(None, 1)  # rounds, of the attacks; None: as eval_every
     # how and where it is computed; these do not change what is computed
     checkpoint_every: int | None = _whole(None, 1)  # rounds; None: at each evaluation
     precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto: bf16 where it is fast
@@ -126,8 +153,35 @@ class Settings:
     certificates: str = str(ROOT / "deploy" / "keys")  # the folder of that deployment's ca.crt
 
     def __post_init__(self) -> None:
+        if isinstance(self.corpus, list | tuple):
+            object.__setattr__(self, "corpus", ",".join(map(str, self.corpus)))
         for spec in dataclasses.fields(self):
             object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
+        if not self.superlink:
+            object.__setattr__(self, "corpus", _resolved(self.corpus))
+        self._settle_front_end()
+        self._refuse_contradictions()
+
+    def _settle_front_end(self) -> None:
+        """Fill in what the named front end says, and refuse an image that cannot be."""
+        if self.log_mel == "auto":
+            named = MACHINES if MACHINES in self.corpora else "speech"
+            object.__setattr__(self, "log_mel", named)
+        for name in CHANGES:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(FRONT_ENDS[self.log_mel], name))
+        if self.highest > self.sample_rate / 2 or self.lowest >= self.highest:
+            raise InputError(
+                f"lowest {self.lowest:g} and highest {self.highest:g} must rise, to at most "
+                f"sample_rate / 2 = {self.sample_rate / 2:g} Hz"
+            )
+        if self.front_end.frames < 32:
+            raise InputError(
+                f"seconds {self.seconds:g} give {max(0, self.front_end.frames)} frames of window "
+                f"{self.window} and hop {self.hop}; the model needs 32 or more"
+            )
+
+    def _refuse_contradictions(self) -> None:
         own = {name for names in STRATEGIES.values() for name in names}
         for name in sorted(own - set(STRATEGIES[self.strategy])):
             if getattr(self, name) is not None:
@@ -144,24 +198,61 @@ class Settings:
                 "split 'speaker_independent' puts whole clients aside, which have joined to train; "
                 "choose speaker_dependent with runtime deployment"
             )
-        if self.corpus != SYNTHETIC and not self.superlink:
-            path = Path(self.corpus).expanduser().resolve()
-            if not path.exists():
-                raise InputError(
-                    f"corpus {self.corpus!r} does not exist; "
-                    f"give {SYNTHETIC!r}, a folder of audio, or a CSV manifest"
-                )
-            object.__setattr__(self, "corpus", str(path))  # whatever folder a run goes on from
+        if self.skew_alpha is not None and self.partition not in SKEWED:
+            raise InputError(
+                f"skew_alpha belongs to {', '.join(SKEWED)}, not to partition {self.partition}"
+            )
+        if self.client_count and self.partition == "speaker":
+            raise InputError(
+                "client_count needs a partition of "
+                f"{', '.join(PARTITIONS[1:])}; by speaker there are as many clients as speakers"
+            )
+        if self.norm == "group" and self.batch_norm != "average":
+            raise InputError(f"batch_norm {self.batch_norm!r} needs norm batch, not group")
+        self._refuse_elsewhere()
         if self.clips < 7 * 2 * 2 or self.clips < self.speakers:
             raise InputError(f"clips {self.clips} is too few for speakers {self.speakers}")
 
+    def _refuse_elsewhere(self) -> None:
+        """Refuse what needs all recordings in one place, or clients that stay."""
+        if self.batch_norm == "local":
+            if self.runtime == "simulation":
+                raise InputError(
+                    "batch_norm 'local' is kept by clients that stay; choose runtime cohort or "
+                    "deployment"
+                )
+            if self.split == "speaker_independent":
+                raise InputError(
+                    "batch_norm 'local' leaves speakers that do not train without one; choose "
+                    "split speaker_dependent"
+                )
+        if self.runtime != "deployment":
+            return
+        if self.partition != "speaker":
+            raise InputError(
+                f"partition {self.partition!r} deals clips out anew; with runtime deployment they "
+                "stay where they are, choose speaker"
+            )
+        if self.standardisation == "corpus":
+            raise InputError(
+                "standardisation 'corpus' is not known to a deployment; choose all or client"
+            )
+
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        """Embedded corpora by name, folders, manifests."""
+        return tuple(_parts(self.corpus))
+
+    @property
+    def front_end(self) -> FrontEnd:
+        return FrontEnd(**{name: getattr(self, name) for name in CHANGES})
+
     @property
     def study(self) -> str:
-        """A study is the runs on one corpus with one preset; this is its folder's name."""
+        """A study is the runs on the same corpora with one preset; this is its folder's name."""
         if self.corpus == SYNTHETIC:
             return self.preset
-        path = Path(self.corpus)
-        return f"{self.preset}-{path.stem if path.is_file() else path.name}"
+        return f"{self.preset}-{'+'.join(map(corpus_name, self.corpora))}"
 
     @property
     def model(self) -> str:
@@ -188,9 +279,48 @@ class Settings:
         return {name: value for name, value in found.items() if value is not None}
 
 
-# settings that do not change the result
+# settings that came when there were runs already, and the value that those were made with
+LATER = {name: getattr(SPEECH, name) for name in CHANGES} | {
+    "classes": "shared", "clips_per_speaker": None, "level": "none", "standardisation": "all",
+    "partition": "speaker", "client_count": None, "skew_alpha": None, "learning_rate_decay": 1.0,
+    "norm": "batch", "batch_norm": "average", "attack_every": None,
+}  # fmt: skip
+# settings that do not change the result (log_mel: its values are settings too)
 HOW = ("checkpoint_every", "engine", "device", "outputs", "timeout", "superlink", "certificates")
+HOW += ("log_mel",)
 WHO = ("attack", "seed", "clients")  # settings that tell the runs of one study apart
+
+
+def corpus_name(entry: str) -> str:
+    """What a corpus is called: an embedded one by its name, a folder or a file by its own."""
+    path = Path(entry)
+    return path.stem if path.is_file() else path.name
+
+
+def _parts(corpus: str) -> list[str]:
+    """The corpora in one text: what exists as a whole is one, though it hold a comma."""
+    if Path(corpus).expanduser().exists():
+        return [corpus]
+    return [part.strip() for part in corpus.split(",")]
+
+
+def _resolved(corpus: str) -> str:
+    """The same with absolute paths, so that a run goes on from whatever folder."""
+    found = []
+    for entry in _parts(corpus):
+        path = Path(entry).expanduser().resolve()
+        if entry not in EMBEDDED and (not entry or not path.exists()):
+            raise InputError(
+                f"corpus {entry!r} does not exist; give {', '.join(map(repr, EMBEDDED))}, a folder of "
+                "audio, or a CSV manifest (several with commas between them)"
+            )
+        found.append(entry if entry in EMBEDDED else str(path))
+    again = sorted({entry for entry in found if found.count(entry) > 1})
+    if again:
+        raise InputError(f"corpus {again[0]!r} is given twice")
+    if len(found) > 1 and any("," in entry for entry in found):
+        raise InputError(f"corpus {corpus!r}: with several, no path may hold a comma")
+    return ",".join(found)
 
 
 def _checked(spec: dataclasses.Field, value: Any) -> Any:

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from fedser_utils.config import HOW, ROOT, WHO, InputError, Settings
+from fedser_utils.config import HOW, LATER, ROOT, WHO, InputError, Settings
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +124,7 @@ def setting_digest(settings: Mapping[str, Any], fingerprint: str) -> str:
     """Digest of everything two runs of one study must share to be compared: all settings that
     change a result, except which model and which seed it is, and the corpus's content."""
     left_out = {*HOW, *WHO, "corpus"}
+    left_out |= {k for k, v in LATER.items() if k in settings and settings[k] == v}
     shared = {k: v for k, v in settings.items() if k not in left_out} | {"corpus": fingerprint}
     text = json.dumps(shared, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

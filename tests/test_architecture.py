@@ -9,13 +9,14 @@ import pytest
 from fedser_utils.config import ROOT
 
 LAYERS = (
+    ("frontends",),
     ("config", "seeding", "counted", "workers", "scrutiny"),
     ("command", "live"),
     ("certificates", "gate", "services"),
     ("connection", "compose"),
     ("deployment",),
     ("runs", "checkpoints", "audio"),
-    ("corpora", "synthetic"),
+    ("corpora", "machines", "synthetic"),
     ("features",),
     ("partition",),
     ("models",),

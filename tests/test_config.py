@@ -30,7 +30,10 @@ def test_presets_load():
         ({"epsilon": float("inf")}, "epsilon inf must be"),
         ({"alpha": 1.5}, "alpha 1.5 must be a number >= 0 and <= 1"),
         ({"speakers": 69}, "speakers 69 must be a whole number >= 2 and <= 68"),
-        ({"corpus": "/nowhere"}, "corpus '/nowhere' does not exist; give 'synthetic', a folder"),
+        (
+            {"corpus": "/nowhere"},
+            "corpus '/nowhere' does not exist; give 'synthetic', 'machines', a folder",
+        ),
         ({"split": "by_mood"}, "split 'by_mood' is unknown"),
     ],
 )
