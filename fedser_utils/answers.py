@@ -24,7 +24,16 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedser_utils import checkpoints, models
-from fedser_utils.clients import client_clips, decisions, device_of, fit, model_of
+from fedser_utils.clients import (
+    client_clips,
+    decisions,
+    device_of,
+    fit,
+    kept,
+    model_of,
+    own_arrays,
+    statistics,
+)
 from fedser_utils.config import Settings
 from fedser_utils.partition import Federation, Share, load_federation, load_share
 from fedser_utils.seeding import derive
@@ -35,6 +44,7 @@ logging.getLogger("flwr").setLevel(logging.ERROR)  # it warns that evaluation is
 log = logging.getLogger(__name__)
 
 JOIN = "query.join"  # the message type by which the server gets to know a client
+STATISTICS = "query.statistics"  # and by which it asks for the batch norm of the model it sends
 PACKED = "packed"  # the name of the one array in which weights travel, as in ``models.packed``
 
 
@@ -58,7 +68,11 @@ def _settings(context: Context) -> Settings:
 def _share(context: Context) -> Share:
     """The node's own recordings."""
     data, state = str(context.node_config["data"]), str(context.node_config["state"])
-    return load_share(data, seed=_settings(context).seed, cache=f"{state}/cache")
+    settings = _settings(context)
+    return load_share(
+        data, seed=settings.seed, cache=f"{state}/cache", front=settings.front_end,
+        level=settings.level,
+    )  # fmt: skip
 
 
 def _here(message: Message, context: Context) -> _Here:
@@ -66,7 +80,8 @@ def _here(message: Message, context: Context) -> _Here:
     config = message.content["config"]
     if "data" in node:
         share = _share(context)
-        data = share.federation(config["classes"], config["mean"], config["std"])
+        own = settings.standardisation == "client"
+        data = share.federation(config["classes"], None if own else (config["mean"], config["std"]))
         states = Path(str(node["state"])) / str(config["run"])
 
         def clips(part: str) -> tuple[Tensor, Tensor]:
@@ -103,7 +118,7 @@ def train_client(message: Message, context: Context) -> Message:
     here = _here(message, context)
     config = message.content["config"]
     number = int(config["server-round"])
-    optimiser = _recall(here, context, number)
+    state = _recall(here, context, number)
     clips = here.clips("train")
     update = fit(
         here.settings,
@@ -111,12 +126,12 @@ def train_client(message: Message, context: Context) -> Message:
         clips,
         _weights(message, here),
         number,
-        optimiser,
+        state,
         proximal_mu=float(config.get("proximal-mu", 0.0)),
     )
-    if here.settings.client_state == "keep":
-        _remember(here, context, number, update.optimiser)
-    fresh = here.settings.client_state == "keep" and optimiser is None
+    if news := kept(here.settings, update):
+        _remember(here, context, number, news)
+    fresh = bool(news) and state is None
     measures = {"num-examples": len(clips[1]), "train-loss": update.loss, "fresh": int(fresh)}
     weights = update.weights
     if PACKED in message.content["arrays"]:
@@ -134,7 +149,7 @@ def _weights(message: Message, here: _Here) -> Arrays:
 
 
 def _recall(here: _Here, context: Context, number: int) -> Arrays | None:
-    """The optimiser's state after this client's last round before ``number``, if it is there."""
+    """What this client kept of its last round before ``number``, if it is there."""
     if here.states is None:
         kept = context.state.get("optimiser")
         return dict(kept.to_torch_state_dict()) if kept else None
@@ -148,9 +163,9 @@ def _recall(here: _Here, context: Context, number: int) -> Arrays | None:
     return {k: torch.from_numpy(v) for k, v in found[1]["optimiser"].items()} if found else None
 
 
-def _remember(here: _Here, context: Context, number: int, optimiser: Arrays) -> None:
+def _remember(here: _Here, context: Context, number: int, state: Arrays) -> None:
     if here.states is None:
-        context.state["optimiser"] = as_record(optimiser)
+        context.state["optimiser"] = as_record(state)
         return
     every = here.settings.checkpoint_every or here.settings.eval_every
 
@@ -159,8 +174,16 @@ def _remember(here: _Here, context: Context, number: int, optimiser: Arrays) -> 
         ends = [number, number // every * every, (number // every - 1) * every]
         return {max((r for r in rounds if r <= end), default=number) for end in ends}
 
-    parts = {"optimiser": {k: on_host(v) for k, v in optimiser.items()}}
+    parts = {"optimiser": {k: on_host(v) for k, v in state.items()}}
     checkpoints.save(here.states, number, parts, keep=keep)
+
+
+@client_app.query("statistics")
+def look(message: Message, context: Context) -> Message:
+    """The statistics of the model's batch normalisation over this client's training clips."""
+    here = _here(message, context)
+    found = statistics(here.settings, here.clips("train"), _weights(message, here))
+    return Message(RecordDict({"arrays": as_record(found)}), reply_to=message)
 
 
 @client_app.evaluate()
@@ -169,12 +192,15 @@ def evaluate_client(message: Message, context: Context) -> Message:
     rows of the truth."""
     here = _here(message, context)
     model = model_of(here.settings, len(here.data.classes))
-    models.load_arrays(model, _weights(message, here)).eval()
-    x, y = here.clips("test")
     number = int(message.content["config"]["server-round"])
+    weights = _weights(message, here)
+    if here.settings.batch_norm == "local":
+        weights |= own_arrays(_recall(here, context, number + 1) or {})
+    models.load_arrays(model, weights).eval()
+    x, y = here.clips("test")
     seed = derive(here.settings.seed, "evaluation", number, here.client)
     with worker_pool(x.device.type) as pool:
-        rows = decisions(here.settings, model, (x, y), seed=seed, pool=pool)
+        rows = decisions(here.settings, model, (x, y), number, seed=seed, pool=pool)
     classes = len(here.data.classes)
     cells = y.cpu().numpy()[rows["index"]] * classes + rows["y_pred"]
     counts = {

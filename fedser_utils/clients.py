@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
@@ -39,7 +39,7 @@ def uses_bf16(settings: Settings, device: str) -> bool:
 def is_fast(settings: Settings) -> bool:
     """Whether the cohort trains through ``engine``: on request, or on a GPU. In the other runtimes
     a process may live for one message, and what ``engine`` prepares would not pay."""
-    if settings.runtime != "cohort":
+    if settings.runtime != "cohort" or settings.batch_norm == "local":
         return False
     if settings.engine == "auto":
         return device_of(settings) != "cpu"
@@ -61,8 +61,9 @@ def attack_of(settings: Settings, name: str, **changes: Any) -> Callable[..., Te
 
 
 def new_model(settings: Settings, classes: int) -> models.VGG15:
-    """The run's untrained model: the same for the same seed and width."""
-    return models.build(classes, width=settings.width, generator=generator(settings.seed, "init"))
+    """The run's untrained model: the same for the same seed, width and norm."""
+    begin = generator(settings.seed, "init")
+    return models.build(classes, width=settings.width, norm=settings.norm, generator=begin)
 
 
 _workspace = threading.local()
@@ -83,7 +84,7 @@ def target_of(settings: Settings, model: models.VGG15) -> nn.Module:
     bf16 = uses_bf16(settings, device)
     if device == "cpu" or not (bf16 and is_fast(settings)):
         return models.attackable(model, bf16=bf16)
-    key = settings.width, len(model.classifier[2].bias), device
+    key = settings.width, settings.norm, len(model.classifier[2].bias), device
     if getattr(_workspace, "aim_key", None) != key:
         _workspace.aim, _workspace.aim_key = models.Quick(model, compiled=True), key
     _workspace.aim.take(model)
@@ -96,29 +97,60 @@ def fit(
     clips: tuple[Tensor, Tensor],
     weights: Arrays,
     round_number: int,
-    optimiser: Arrays | None,
+    state: Arrays | None,
     *,
     proximal_mu: float = 0.0,
 ) -> Update:
-    """One client's round on its training clips (x, y): its new weights and optimiser state.
+    """One client's round on its training clips (x, y). state: what was ``kept`` of its last one.
 
     Half of the clips are attacked where ``is_adversarial``; all draws are of ``randomness``.
     """
     adversarial = is_adversarial(settings, round_number)
+    model, state = model_of(settings, len(weights["classifier.2.bias"])), state or {}
+    own = own_arrays(state)
+    if settings.batch_norm == "local" and not own:
+        own = {name: weights[name] for name in models.batch_norm_names(model)}
+    optimiser = {name: value for name, value in state.items() if not name.startswith(OWN)}
     return client_update(
-        model_of(settings, len(weights["classifier.2.bias"])),
+        model,
         weights,
         *clips,
         generator=randomness(settings, client, round_number),
         epochs=settings.local_epochs,
         batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        optimiser=optimiser if settings.client_state == "keep" else None,
+        learning_rate=rate_of(settings, round_number),
+        optimiser=optimiser or None,
+        own=own,
         attack=attack_of(settings, settings.attack) if adversarial else None,
         alpha=settings.alpha,
         proximal_mu=proximal_mu,
         bf16=uses_bf16(settings, device_of(settings)),
     )
+
+
+OWN = "own/"  # how names begin, in what a client keeps, of arrays that never leave it
+
+
+def kept(settings: Settings, update: Update) -> Arrays:
+    """What a client keeps of a round for its next: its optimiser's state, and its own arrays."""
+    optimiser = update.optimiser if settings.client_state == "keep" else {}
+    return optimiser | {f"{OWN}{name}": value for name, value in update.own.items()}
+
+
+def own_arrays(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of its own in what a client keeps, by name."""
+    return {n.removeprefix(OWN): value for n, value in state.items() if n.startswith(OWN)}
+
+
+def rate_of(settings: Settings, round_number: int) -> float:
+    """The learning rate of a client's Adam in a round."""
+    return settings.learning_rate * settings.learning_rate_decay ** (round_number - 1)
+
+
+def statistics(settings: Settings, clips: tuple[Tensor, Tensor], weights: Arrays) -> Arrays:
+    """``models.batch_statistics`` of a client's clips (x, y) in the model of these weights."""
+    model = model_of(settings, len(weights["classifier.2.bias"]))
+    return models.batch_statistics(models.load_arrays(model, weights), clips[0])
 
 
 def is_adversarial(settings: Settings, round_number: int) -> bool:
@@ -132,8 +164,12 @@ def randomness(settings: Settings, client: str, round_number: int) -> torch.Gene
     return generator(settings.seed, "round", round_number, client)
 
 
-def attack_names(settings: Settings) -> list[str]:
-    """The attacks a run is evaluated under: its own, or all where it was trained without one."""
+def attack_names(settings: Settings, round_number: int) -> list[str]:
+    """The attacks a run is evaluated under after a round: its own, or all where it was trained
+    without one; none where ``attack_every`` leaves the round out."""
+    every = settings.attack_every
+    if every and round_number % every and round_number != settings.rounds:
+        return []
     return sorted(attacks.ATTACKS) if settings.attack == "none" else [settings.attack]
 
 
@@ -141,16 +177,18 @@ def decisions(
     settings: Settings,
     model: models.VGG15,
     clips: tuple[Tensor, Tensor],
+    round_number: int,
     *,
     seed: int,
     pool: Executor | None = None,
 ) -> pd.DataFrame:
-    """Rows of ``evaluation.evaluate``: a run's evaluation on test clips (x, y)."""
+    """Rows of ``evaluation.evaluate``: a run's evaluation on test clips (x, y) after a round."""
+    names = attack_names(settings, round_number)
     return evaluation.evaluate(
         target_of(settings, model),
         *clips,
-        attacks={name: attack_of(settings, name) for name in attack_names(settings)},
-        randomise=Randomise(mode=settings.resize),
+        attacks={name: attack_of(settings, name) for name in names},
+        randomise=Randomise.on(settings.front_end.shape, mode=settings.resize),
         seed=seed,
         pool=pool,
     )

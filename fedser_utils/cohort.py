@@ -11,14 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedser_utils.answers import as_record, client_app, reply_to
+from fedser_utils.clients import own_arrays
 from fedser_utils.config import Settings
 from fedser_utils.grids import ClientGrid, size
 from fedser_utils.shards import Shards
 from fedser_utils.trainers import Trainer
+from fedser_utils.training import Arrays
 
 
 class CohortGrid(ClientGrid):
@@ -46,6 +48,22 @@ class CohortGrid(ClientGrid):
         node_config = {"partition-id": node - 1, "num-partitions": len(self.clients)}
         run_config = {"settings": json.dumps(self.settings.values())}
         return Context(1, node, node_config, RecordDict(), run_config)
+
+    def reestimated(
+        self, number: int, weights: ArrayRecord, nodes: Sequence[int], config: ConfigRecord
+    ) -> ArrayRecord:
+        """The running statistics of batch normalisation over these nodes' clips, in the model of
+        these weights."""
+        return as_record(self.trainer.statistics(nodes, dict(weights.to_torch_state_dict())))
+
+    def own_arrays(self) -> dict[str, Arrays]:
+        """Each client's arrays of its own, by its name."""
+        if self.preaggregate:
+            found = self.trainer.own()
+        else:
+            states = {n: c.state.get("optimiser") for n, c in self._contexts.items()}
+            found = {n: own_arrays(dict(r.to_torch_state_dict())) for n, r in states.items() if r}
+        return {self.clients[node - 1]: arrays for node, arrays in found.items()}
 
     def client_states(self) -> dict[int, dict[str, np.ndarray]]:
         """Each node's optimiser state, on the host, for a checkpoint."""

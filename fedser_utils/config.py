@@ -87,6 +87,7 @@ class Settings:
     speakers: int = _whole(68, 2, 68)
     clips: int = _whole(9365, 28, 9365)
     # which clips of a corpus
+    reader: str = _one_of("auto", "auto", "folders")  # folders: .../client/class/, if nothing fits
     classes: str = _one_of("shared", "shared", "all")  # of several corpora: those all have, or any
     clips_per_speaker: int | None = _whole(None, 4)  # at most; None: all
     # the log-Mel image
@@ -244,6 +245,13 @@ class Settings:
         return tuple(_parts(self.corpus))
 
     @property
+    def corpus_names(self) -> tuple[str, ...]:
+        """A name for each of ``corpora``; the second of one name is e.g. emovo-2."""
+        names = [*map(corpus_name, self.corpora)]
+        before = [names[:place].count(name) for place, name in enumerate(names)]
+        return tuple(f"{n}-{k + 1}" if k else n for n, k in zip(names, before, strict=True))
+
+    @property
     def front_end(self) -> FrontEnd:
         return FrontEnd(**{name: getattr(self, name) for name in CHANGES})
 
@@ -252,7 +260,7 @@ class Settings:
         """A study is the runs on the same corpora with one preset; this is its folder's name."""
         if self.corpus == SYNTHETIC:
             return self.preset
-        return f"{self.preset}-{'+'.join(map(corpus_name, self.corpora))}"
+        return f"{self.preset}-{'+'.join(self.corpus_names)}"
 
     @property
     def model(self) -> str:
@@ -281,7 +289,8 @@ class Settings:
 
 # settings that came when there were runs already, and the value that those were made with
 LATER = {name: getattr(SPEECH, name) for name in CHANGES} | {
-    "classes": "shared", "clips_per_speaker": None, "level": "none", "standardisation": "all",
+    "reader": "auto", "classes": "shared", "clips_per_speaker": None, "level": "none",
+    "standardisation": "all",
     "partition": "speaker", "client_count": None, "skew_alpha": None, "learning_rate_decay": 1.0,
     "norm": "batch", "batch_norm": "average", "attack_every": None,
 }  # fmt: skip
@@ -311,8 +320,8 @@ def _resolved(corpus: str) -> str:
         path = Path(entry).expanduser().resolve()
         if entry not in EMBEDDED and (not entry or not path.exists()):
             raise InputError(
-                f"corpus {entry!r} does not exist; give {', '.join(map(repr, EMBEDDED))}, a folder of "
-                "audio, or a CSV manifest (several with commas between them)"
+                f"corpus {entry!r} does not exist; give {', '.join(map(repr, EMBEDDED))}, a folder "
+                "of audio, or a CSV manifest (several with commas between them)"
             )
         found.append(entry if entry in EMBEDDED else str(path))
     again = sorted({entry for entry in found if found.count(entry) > 1})

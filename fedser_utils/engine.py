@@ -35,7 +35,6 @@ SPARE = 8e9  # bytes of the GPU's memory that are left to attacks and evaluation
 class Recipe(NamedTuple):
     """What is the same in every step of a run, as for ``training.learn``."""
 
-    learning_rate: float
     alpha: float
     proximal_mu: float
     bf16: bool
@@ -58,6 +57,8 @@ class Engine:
     def __init__(self, model: VGG15, recipe: Recipe, *, clients: int, lanes: int = LANES) -> None:
         self.recipe, self.device = recipe, next(model.parameters()).device
         self.anchor = copy.deepcopy(model)
+        # on the device, so that captured steps read the round's
+        self.rate = torch.zeros((), device=self.device)
         self._forward = None
         if self._cuda:
             skeleton = copy.deepcopy(model).train()
@@ -77,13 +78,14 @@ class Engine:
 
     def _lane(self) -> _Lane:
         model = copy.deepcopy(self.anchor).train()
-        return _Lane(model, self.recipe, state_arrays(self.anchor), self._forward)
+        return _Lane(model, self.recipe, state_arrays(self.anchor), self.rate, self._forward)
 
-    def fit(self, jobs: Sequence[Job], weights: Arrays) -> list[Update]:
+    def fit(self, jobs: Sequence[Job], weights: Arrays, *, learning_rate: float) -> list[Update]:
         """Train ``weights`` on every client's clips. Returns what ``client_update`` would, in the
         order of the jobs. With too little memory it goes on with fewer lanes, then with the states
         on the host, and says so; raises torch.OutOfMemoryError when one lane does not fit."""
         load_arrays(self.anchor, weights)
+        self.rate.fill_(learning_rate)
         while True:
             try:
                 return self._fit(jobs)
@@ -150,9 +152,14 @@ class _Lane:
     """A workspace for one client after another."""
 
     def __init__(
-        self, model: VGG15, recipe: Recipe, anchor: Arrays, forward: Callable | None
+        self,
+        model: VGG15,
+        recipe: Recipe,
+        anchor: Arrays,
+        rate: Tensor,
+        forward: Callable | None,
     ) -> None:
-        self.model, self.recipe, self.anchor = model, recipe, anchor
+        self.model, self.recipe, self.anchor, self.rate = model, recipe, anchor, rate
         self.state = training.started(model, None)
         self.arrays = state_arrays(model)
         self.total = next(model.parameters()).new_zeros(()).detach()
@@ -182,7 +189,7 @@ class _Lane:
         def run() -> None:
             losses = training.learn(
                 self.model, self.state, x, y, clean=kind[0], anchor=self.anchor,
-                forward=self.forward, **self.recipe._asdict(),
+                forward=self.forward, learning_rate=self.rate, **self.recipe._asdict(),
             )  # fmt: skip
             self.total.add_(losses.sum())
 

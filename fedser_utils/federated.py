@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import pandas as pd
 import torch
@@ -81,7 +82,7 @@ def main(grid: Grid, context: Context) -> None:
     settings = replace(settings, outputs=os.environ.get("FEDSER_OUTPUTS", settings.outputs))
     if not isinstance(grid, ClientGrid):
         choose("runtime", settings.runtime, ("simulation", "deployment"))
-        grid = RemoteGrid(grid, timeout=settings.timeout)
+        grid = RemoteGrid(grid, timeout=settings.timeout, bands=settings.bands)
     device = device_of(settings)
     facts = {"device": device_name(device), "bf16": uses_bf16(settings, device)}
     with _pool_of(grid, device) as pool:
@@ -118,12 +119,14 @@ def serve(grid: ClientGrid, settings: Settings, run: Run, known: Known) -> None:
     trainable = {name for name, _ in model.named_parameters()}
     found = checkpoints.load(run.folder / "checkpoint")
     first, parts = found if found else (0, {})
+    anew = settings.batch_norm == "reestimate"
     made = careful_strategy(
         settings.strategy,
         first_round=first,
         seed=settings.seed,
         min_replies=settings.min_replies,
         buffers=arrays.keys() - trainable,
+        reestimate=partial(grid.reestimated, config=known.config(run)) if anew else None,
         fraction_train=settings.fraction_train,
         **settings.strategy_options,
     )
@@ -165,6 +168,9 @@ def serve(grid: ClientGrid, settings: Settings, run: Run, known: Known) -> None:
                 evaluate_fn=after_round,
             )
             last_arrays = result.arrays
+    own = {f"{c}/{k}": on_host(v) for c, a in grid.own_arrays().items() for k, v in a.items()}
+    if own:
+        runs.save_arrays(run.folder / models.OWN, own)
     statistics = {"standardisation.mean": known.mean, "standardisation.std": known.std}
     facts = {"classes": json.dumps(known.classes), "width": str(settings.width)}
     runs.save_model(run, {k: v.numpy() for k, v in last_arrays.items()} | statistics, **facts)

@@ -20,6 +20,7 @@ from fedser_utils.partition import Federation
 from fedser_utils.remote import RemoteGrid
 from fedser_utils.runs import Run
 from fedser_utils.seeding import derive
+from fedser_utils.training import Arrays
 
 Judge = Callable[[int, ArrayRecord], pd.DataFrame]
 
@@ -54,14 +55,30 @@ def from_corpus(
         run.write("clips.parquet", data.clips.drop(columns=["path", "digest"]))
         run.write("rejected.csv", data.corpus.rejected)
     model = new_model(settings, len(data.classes)).to(device_of(settings))
-    test = data.table("test")
-    clips = data.tensors(test, device=device_of(settings))
+
+    def decided(number: int, weights: Arrays, table: pd.DataFrame, *names: str) -> pd.DataFrame:
+        models.load_arrays(model, weights)
+        clips = data.tensors(table, device=device_of(settings))
+        seed = derive(settings.seed, "evaluation", number, *names)
+        rows = decisions(settings, model, clips, number, seed=seed, pool=pool)
+        return evaluation.labelled(rows, table, data.classes)
 
     def judge(number: int, record: ArrayRecord) -> pd.DataFrame:
-        models.load_arrays(model, record.to_torch_state_dict())
-        seed = derive(settings.seed, "evaluation", number)
-        rows = decisions(settings, model, clips, seed=seed, pool=pool)
-        return evaluation.labelled(rows, test, data.classes)
+        weights, test = dict(record.to_torch_state_dict()), data.table("test")
+        if settings.batch_norm != "local":
+            return decided(number, weights, test)
+        own = grid.own_arrays()
+        # a client that was never asked to train takes the others' mean
+        mean = {
+            name: sum(o[name] for o in own.values()) / len(own) for name in next(iter(own.values()))
+        }
+        return pd.concat(
+            [
+                decided(number, weights | own.get(client, mean), table, client)
+                for client, table in test.groupby("client")
+            ],
+            ignore_index=True,
+        )
 
     return Known(data.classes, data.mean, data.std, judge)
 
@@ -86,13 +103,12 @@ def from_clients(grid: RemoteGrid, settings: Settings, run: Run) -> Known:
         index=[*examples], columns=classes, fill_value=0
     )
 
-    keys = [
-        f"{attack}/{condition}"
-        for attack in ("none", *attack_names(settings))
-        for condition in evaluation.conditions(attack)
-    ]
-
     def judge(number: int, record: ArrayRecord) -> pd.DataFrame:
+        keys = [
+            f"{attack}/{condition}"
+            for attack in ("none", *attack_names(settings, number))
+            for condition in evaluation.conditions(attack)
+        ]
         config = _told(run, classes, kept["mean"], kept["std"])
         config["server-round"] = number
         content = RecordDict({"arrays": record, "config": config})

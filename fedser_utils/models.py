@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from fedser_utils.config import InputError
 from fedser_utils.runs import Run, load_model
+from fedser_utils.runs import load_arrays as read_arrays
 
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # layers, channels
 
@@ -19,10 +22,11 @@ class VGG15(nn.Module):
     max pooling after each block, global average pooling, a layer of 256 with ReLU, and the
     logits (no softmax). At width 1 and 7 classes: 14,850,887 parameters.
 
-    width: factor on all channels and on the hidden layer.
+    width: factor on all channels and on the hidden layer. norm: "batch", or "group" for group
+    normalisation in its place, which looks at one clip at a time (Wu and He, 2018).
     """
 
-    def __init__(self, num_classes: int = 7, *, width: float = 1.0) -> None:
+    def __init__(self, num_classes: int = 7, *, width: float = 1.0, norm: str = "batch") -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 1
@@ -31,7 +35,7 @@ class VGG15(nn.Module):
                 out = max(1, round(full * width))
                 layers += [
                     nn.Conv2d(channels, out, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(out),
+                    nn.BatchNorm2d(out) if norm == "batch" else nn.GroupNorm(groups(out), out),
                     nn.ReLU(inplace=True),
                 ]
                 channels = out
@@ -49,11 +53,22 @@ class VGG15(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-def build(num_classes: int, *, width: float, generator: torch.Generator) -> VGG15:
+def groups(channels: int) -> int:
+    """Of a group normalisation: 32 or fewer, of eight channels or more each where there are as
+    many."""
+    found = math.gcd(32, channels)
+    while found > 1 and channels // found < 8:
+        found //= 2
+    return found
+
+
+def build(
+    num_classes: int, *, width: float, generator: torch.Generator, norm: str = "batch"
+) -> VGG15:
     """A VGG-15 in channels_last whose initial weights depend on ``generator`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        model = VGG15(num_classes, width=width)
+        model = VGG15(num_classes, width=width, norm=norm)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -156,6 +171,38 @@ class Planted(nn.Module):
         return nn.functional.adaptive_avg_pool2d(waves, self.cells).flatten(1) @ self.weight.T
 
 
+def batch_norm_names(model: nn.Module) -> list[str]:
+    """The names among ``state_arrays`` that belong to batch normalisation: weights, biases, and
+    running statistics."""
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    return [name for name in state_arrays(model) if name.rpartition(".")[0] in layers]
+
+
+def batch_statistics(model: nn.Module, x: Tensor, *, batch_size: int = 32) -> dict[str, Tensor]:
+    """The running means and variances of the batch normalisation as these clips alone give them,
+    by name. x: (n, 1, frames, mels). ``model`` is not changed."""
+    from torch.optim.swa_utils import update_bn  # here: torch.optim loads the compiler
+
+    own = copy.deepcopy(model)
+    update_bn(x.split(batch_size), own)
+    return {name: v.clone() for name, v in state_arrays(own).items() if ".running_" in name}
+
+
+def pooled_statistics(found: Iterable[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
+    """The statistics of all clips from several ``batch_statistics`` and their numbers of clips:
+    the variance within each plus that of the means (law of total variance)."""
+    parts, counts = zip(*found, strict=True)
+    shares = [count / sum(counts) for count in counts]
+    pooled = {}
+    for name in parts[0]:
+        pooled[name] = sum(share * part[name] for share, part in zip(shares, parts, strict=True))
+    for name in [name for name in pooled if name.endswith("running_var")]:
+        means = name.removesuffix("var") + "mean"
+        for share, part in zip(shares, parts, strict=True):
+            pooled[name] = pooled[name] + share * (part[means] - pooled[means]).square()
+    return pooled
+
+
 def state_arrays(model: nn.Module) -> dict[str, Tensor]:
     """What a client and the server exchange: parameters and batch-norm statistics, detached.
     BN's counters of batches are left out; with a fixed momentum nothing reads them."""
@@ -188,10 +235,29 @@ def load_arrays(model: nn.Module, arrays: dict[str, Tensor]) -> nn.Module:
     return model
 
 
-def load(run: Run) -> VGG15:
-    """The model a complete run ended with, in evaluation mode."""
+OWN = "batch_norm.safetensors"  # a run's batch normalisation of every client: client/name
+
+
+def load(run: Run, *, client: str | None = None) -> VGG15:
+    """The model a complete run ended with, in evaluation mode. client: whose, where every client
+    has a batch normalisation of its own. Raises InputError where that is not to be had."""
+    settings = run.settings
     arrays = {k: torch.from_numpy(v) for k, v in load_model(run).items()}
     arrays = {k: v for k, v in arrays.items() if not k.startswith("standardisation.")}
+    if settings.batch_norm == "local":
+        own = read_arrays(run.folder / OWN) if (run.folder / OWN).exists() else {}
+        clients = sorted({name.rpartition("/")[0] for name in own})
+        if client not in clients:
+            raise InputError(
+                f"run {run.id} has no one model: its batch norm is local; give a client of "
+                f"{', '.join(clients) or 'the deployment, which keep it'}"
+            )
+        prefix = f"{client}/"
+        arrays |= {
+            name.removeprefix(prefix): torch.from_numpy(value)
+            for name, value in own.items()
+            if name.startswith(prefix)
+        }
     classes = len(arrays["classifier.2.bias"])
-    model = VGG15(classes, width=run.config["settings"]["width"])
+    model = VGG15(classes, width=settings.width, norm=settings.norm)
     return load_arrays(model, arrays).eval().to(memory_format=torch.channels_last)

@@ -2,7 +2,8 @@
 Pooled, one client has them all: training as if nobody kept their recordings (centralised).
 
 ``speaker_dependent`` (the paper's, section 6.1) puts a random fifth of each speaker's clips
-aside; ``speaker_independent`` puts a random fifth of the speakers aside.
+aside; ``speaker_independent`` puts a random fifth of the speakers aside. Other partitions
+(``shares``) deal the same clips out to clients of a skew that is chosen.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor
 
 from fedser_utils import features
-from fedser_utils.config import SYNTHETIC, InputError, Settings, choose, client_name
-from fedser_utils.corpora import MANIFEST, Corpus, load_corpus
+from fedser_utils.config import MACHINES, SYNTHETIC, InputError, Settings, choose, client_name
+from fedser_utils.corpora import COLUMNS, MANIFEST, Corpus, load_corpora, load_corpus, thinned
+from fedser_utils.frontends import SPEECH, FrontEnd
 from fedser_utils.seeding import rng
+from fedser_utils.shares import dealt
 
 TEST_SHARE = 0.2
 SPLITS = ("speaker_dependent", "speaker_independent")
@@ -50,13 +53,17 @@ def split(clips: pd.DataFrame, *, how: str, seed: int) -> pd.Series:
     return parts
 
 
+Standard = tuple[np.ndarray, np.ndarray]  # mean and standard deviation per Mel band, (bands,)
+
+
 @dataclass(frozen=True)
 class Federation:
     """A corpus shared out over clients.
 
     clips: the corpus's table with the columns split and client; clients: those who train, sorted;
-    log_mels: (clips, 373, 64) float32, not standardised, in the table's order; mean, std: (64,)
-    pooled from the clients' training clips.
+    log_mels: (clips, frames, bands) float32, not standardised, in the table's order; mean, std:
+    (bands,) pooled from the clients' training clips. by: the column of ``clips`` (corpus, client)
+    each of whose ``groups`` is standardised by its own statistics; None: all by the pooled.
     """
 
     corpus: Corpus
@@ -65,6 +72,10 @@ class Federation:
     log_mels: np.ndarray
     mean: np.ndarray
     std: np.ndarray
+    by: str | None = None
+    groups: Mapping[str, Standard] = field(default_factory=dict)
+    front: FrontEnd = SPEECH
+    level: str = "none"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -90,44 +101,84 @@ class Federation:
         return self.clips.loc[np.sort(np.concatenate(chosen))]
 
     def tensors(self, table: pd.DataFrame, *, device: str = "cpu") -> tuple[Tensor, Tensor]:
-        """x: (n, 1, 373, 64) float32, standardised log-Mel; y: (n,) int64 class indices."""
-        x = (self.log_mels[table.index] - self.mean) / self.std
+        """x: (n, 1, frames, bands) float32, standardised log-Mel; y: (n,) int64 class indices."""
+        mean, std = self.standard(table)
+        x = (self.log_mels[table.index][:, None] - mean) / std
         y = pd.Categorical(table["emotion"], categories=self.classes).codes.astype(np.int64)
-        return torch.from_numpy(x[:, None]).to(device), torch.from_numpy(y).to(device)
+        return torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
+
+    def standard(self, table: pd.DataFrame) -> Standard:
+        """What the clips of some rows are standardised with: mean and standard deviation, float32,
+        (bands,), or (n, 1, 1, bands) where groups have their own."""
+        if self.by is None:
+            return self.mean, self.std
+        own = [self.groups[name] for name in table[self.by]]
+        mean, std = (np.stack(column)[:, None, None] for column in zip(*own, strict=True))
+        return mean, std
 
     def sound(self, index: int, *, device: str = "cpu") -> Tensor:
-        """(1, samples) at 16 kHz: the clip of one row of ``clips``, not repeated nor cut."""
-        return features.sound(self.corpus.root / self.clips["path"][index], device=device)
+        """(1, samples) at the front end's rate: the clip of one row of ``clips``, not repeated nor
+        cut."""
+        path = self.corpus.root / self.clips["path"][index]
+        return features.sound(path, rate=self.front.sample_rate, device=device)
 
-    def listener(self, *, device: str = "cpu") -> features.StandardisedLogMel:
-        """From a waveform to what ``tensors`` holds."""
-        return features.StandardisedLogMel(self.mean, self.std).to(device)
+    def listener(self, index: int, *, device: str = "cpu") -> features.StandardisedLogMel:
+        """From a waveform to what ``tensors`` holds, for the clip of one row of ``clips``."""
+        mean, std = (value.reshape(-1) for value in self.standard(self.clips.loc[[index]]))
+        return features.StandardisedLogMel(mean, std, self.front, level=self.level).to(device)
 
 
-def federate(
-    corpus: Corpus, *, split_by: str, seed: int, cache: Path, pooled: bool = False
-) -> Federation:
-    """Split a corpus, extract (or find) its log-Mels, and pool the clients' statistics.
+def federate(corpus: Corpus, settings: Settings) -> Federation:
+    """Split a corpus, deal it out, extract (or find) its log-Mels, and pool the statistics.
 
-    pooled: one client with all training clips; everything else is the same.
+    Pooled, one client has all training clips, and everything else is the same.
 
-    Raises InputError if fewer than two speakers are left to train, or nothing to test on.
+    Raises InputError if fewer than two speakers are left to train, or nothing to test on, or a
+    client would be left without a training clip.
     """
-    clips = corpus.clips.assign(split=split(corpus.clips, how=split_by, seed=seed))
-    clips["client"] = POOLED if pooled else clips["speaker"]
-    train = clips[clips["split"] == "train"]
-    groups = dict(sorted(train.groupby("speaker").groups.items()))
-    if len(groups) < 2 or len(train) == len(clips):
+    clips = corpus.clips.assign(split=split(corpus.clips, how=settings.split, seed=settings.seed))
+    speakers = clips.loc[clips["split"] == "train", "speaker"].nunique()
+    tests = (clips["split"] == "test").sum()
+    if speakers < 2 or not tests:
         raise InputError(
-            f"corpus {corpus.root.name!r} is too small for split {split_by!r}: {len(groups)} "
-            f"speakers with training clips, {len(clips) - len(train)} test clips"
+            f"corpus {corpus.name!r} is too small for split {settings.split!r}: {speakers} "
+            f"speakers with training clips, {tests} test clips"
         )
+    clips["client"] = dealt(
+        clips, how=settings.partition, count=settings.client_count or clips["speaker"].nunique(),
+        alpha=settings.skew_alpha, seed=settings.seed,
+    )  # fmt: skip
     log_mels = features.cached_log_mels(
-        corpus.root, list(clips["path"]), list(clips["digest"]), cache=cache
+        corpus.root, list(clips["path"]), list(clips["digest"]),
+        cache=Path(settings.outputs) / "cache", front=settings.front_end, level=settings.level,
+    )  # fmt: skip
+    train = clips[clips["split"] == "train"]
+    mean, std = features.pool(_sums(log_mels, train, "speaker").values())
+    by = None if settings.standardisation == "all" else settings.standardisation
+    groups = _groups(log_mels, clips, by) if by else {}
+    if settings.clients == POOLED:
+        clips["own"], clips["client"] = clips["client"], POOLED
+        by = "own" if by == "client" else by
+    clients = tuple(sorted(clips.loc[train.index, "client"].unique()))
+    return Federation(
+        corpus, clips, clients, log_mels, mean, std, by, groups, settings.front_end, settings.level
     )
-    mean, std = features.pool(features.client_sums(log_mels[own]) for own in groups.values())
-    clients = tuple(sorted(train["client"].unique()))
-    return Federation(corpus, clips, clients, log_mels, mean, std)
+
+
+def _sums(log_mels: np.ndarray, clips: pd.DataFrame, by: str) -> dict[str, features.Sums]:
+    return {
+        name: features.client_sums(log_mels[own])
+        for name, own in sorted(clips.groupby(by).groups.items())
+    }
+
+
+def _groups(log_mels: np.ndarray, clips: pd.DataFrame, by: str) -> dict[str, Standard]:
+    """Each group's statistics over its training clips; over all its clips, which needs no labels,
+    where it has none for training (a speaker put aside)."""
+    train = clips[clips["split"] == "train"]
+    aside = clips[~clips[by].isin(train[by])]
+    sums = _sums(log_mels, train, by) | _sums(log_mels, aside, by)
+    return {name: features.pool([own]) for name, own in sums.items()}
 
 
 @dataclass(frozen=True)
@@ -137,6 +188,8 @@ class Share:
     corpus: Corpus
     clips: pd.DataFrame
     log_mels: np.ndarray
+    front: FrontEnd
+    level: str
 
     @property
     def client(self) -> str:
@@ -155,17 +208,23 @@ class Share:
         return features.client_sums(self.log_mels[self.clips.index[self.clips["split"] == "train"]])
 
     def federation(
-        self, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
+        self, classes: Sequence[str], standard: tuple[Sequence[float], Sequence[float]] | None
     ) -> Federation:
-        """The part of the federation that this client sees, with what the server tells it."""
+        """The part of the federation that this client sees, with what the server tells it.
+        standard: mean and standard deviation; None: the client's own."""
         corpus = replace(self.corpus, classes=tuple(classes))
-        mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-        clips = self.clips.assign(client=self.client)
-        return Federation(corpus, clips, (self.client,), self.log_mels, mean, std)
+        standard = features.pool([self.sums()]) if standard is None else standard
+        mean, std = (np.asarray(value, np.float32) for value in standard)
+        clips, own = self.clips.assign(client=self.client), (self.client,)
+        return Federation(
+            corpus, clips, own, self.log_mels, mean, std, front=self.front, level=self.level
+        )
 
 
 @functools.lru_cache(maxsize=16)
-def load_share(folder: str, *, seed: int, cache: str) -> Share:
+def load_share(
+    folder: str, *, seed: int, cache: str, front: FrontEnd = SPEECH, level: str = "none"
+) -> Share:
     """One client's recordings, split as ``federate`` splits each speaker's; read once per process.
 
     Raises InputError if they are not one speaker's, or too few for training and test.
@@ -175,9 +234,10 @@ def load_share(folder: str, *, seed: int, cache: str) -> Share:
     if clips["split"].nunique() < 2:
         raise InputError(f"corpus {folder!r} has {len(clips)} clips; a client needs three or more")
     log_mels = features.cached_log_mels(
-        corpus.root, list(clips["path"]), list(clips["digest"]), cache=Path(cache)
-    )
-    return Share(corpus, clips, log_mels)
+        corpus.root, list(clips["path"]), list(clips["digest"]), cache=Path(cache), front=front,
+        level=level,
+    )  # fmt: skip
+    return Share(corpus, clips, log_mels, front, level)
 
 
 def share_out(corpus: Corpus, folder: Path) -> list[Path]:
@@ -195,7 +255,7 @@ def share_out(corpus: Corpus, folder: Path) -> list[Path]:
                     os.link(corpus.root / path, target)
                 except OSError:
                     shutil.copy2(corpus.root / path, target)
-        own[["path", "speaker", "gender", "emotion"]].to_csv(place / MANIFEST, index=False)
+        own[COLUMNS].to_csv(place / MANIFEST, index=False)
         folders.append(place)
     return folders
 
@@ -203,18 +263,30 @@ def share_out(corpus: Corpus, folder: Path) -> list[Path]:
 @functools.lru_cache(maxsize=2)
 def load_federation(settings: Settings) -> Federation:
     """The federation these settings describe, read, split and extracted once per process."""
-    outputs = Path(settings.outputs)
-    root = Path(settings.corpus)
-    if settings.corpus == SYNTHETIC:
+    return federate(corpus_of(settings), settings)
+
+
+def corpus_of(settings: Settings) -> Corpus:
+    """The corpus, or the corpora as one; an embedded one is written at its first use."""
+    places = {n: _place(c, settings) for n, c in zip(settings.corpus_names, settings.corpora)}
+    reader = None if settings.reader == "auto" else settings.reader
+    if len(places) > 1:
+        corpus = load_corpora(places, classes=settings.classes, reader=reader)
+    else:
+        [(name, root)] = places.items()
+        corpus = load_corpus(root, reader=reader, name=name)
+    most = settings.clips_per_speaker
+    return thinned(corpus, most) if most else corpus
+
+
+def _place(corpus: str, settings: Settings) -> Path:
+    size = {"clips": settings.clips, "seed": 0}
+    if corpus == SYNTHETIC:
         from fedser_utils import synthetic  # here, so that a client alone starts at once
 
-        root = synthetic.write_corpus(
-            outputs, speakers=settings.speakers, clips=settings.clips, seed=0
-        )
-    return federate(
-        load_corpus(root),
-        split_by=settings.split,
-        seed=settings.seed,
-        cache=outputs / "cache",
-        pooled=settings.clients == POOLED,
-    )
+        return synthetic.write_corpus(settings.outputs, speakers=settings.speakers, **size)
+    if corpus == MACHINES:
+        from fedser_utils import machines
+
+        return machines.write_corpus(settings.outputs, machines=settings.speakers, **size)
+    return Path(corpus)

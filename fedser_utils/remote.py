@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 import torch
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedser_utils import models
-from fedser_utils.answers import JOIN, PACKED, as_record
+from fedser_utils.answers import JOIN, PACKED, STATISTICS, as_record
 from fedser_utils.config import client_name
 from fedser_utils.features import MELS, Sums
 from fedser_utils.grids import ClientGrid, size
-from fedser_utils.scrutiny import fault_of_confusion, fault_of_count, fault_of_sums
+from fedser_utils.scrutiny import (
+    fault_of_confusion,
+    fault_of_count,
+    fault_of_sums,
+    fault_of_weights,
+)
 from fedser_utils.strategies import RoundError
 
 log = logging.getLogger(__name__)
@@ -200,6 +205,38 @@ class RemoteGrid(ClientGrid):
             reasons = "; ".join(f"{client}: {why}" for client, why in self.missing.items())
             raise RoundError(f"no client has evaluated; {reasons}")
         return found
+
+    def reestimated(
+        self, number: int, weights: ArrayRecord, nodes: Sequence[int], config: ConfigRecord
+    ) -> ArrayRecord:
+        """The running statistics of batch normalisation over these nodes' clips, in the model of
+        these weights. Clients without a sound reply are left out and named; raises RoundError if
+        none is left."""
+        like = dict(weights.to_torch_state_dict())
+        like = {name: value for name, value in like.items() if ".running_" in name}
+        found = []
+
+        def answer(message: Message, reply: Message) -> Message:
+            if reply.has_error():
+                return self.failure(message, reply.error.reason)
+            try:
+                arrays = dict(reply.content["arrays"].to_torch_state_dict())
+                fault = fault_of_weights(arrays, like)
+            except Exception as error:
+                fault = f"unreadable, {type(error).__name__}: {error}"
+            if fault:
+                return self.failure(message, f"refused: {fault}")
+            found.append((arrays, self.examples[message.metadata.dst_node_id - 1]))
+            return reply
+
+        config = ConfigRecord(dict(config) | {"server-round": number})
+        content = RecordDict({"arrays": weights, "config": config})
+        missing, self.missing = self.missing, {}  # of the round itself
+        self.ask([Message(content, node, STATISTICS) for node in nodes], answer)
+        self.missing = missing | self.missing
+        if not found:
+            raise RoundError(f"round {number}: no client has looked at its batch norm")
+        return as_record(models.pooled_statistics(found))
 
     def _exchange(self, messages: Mapping[int, Message], timeout: float) -> dict[int, Message]:
         """Send each message; the replies that came in time, by the same keys."""

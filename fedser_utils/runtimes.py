@@ -12,18 +12,16 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedser_utils import federated, runs
 from fedser_utils.clients import device_of
-from fedser_utils.config import ROOT, SYNTHETIC, InputError, Settings
+from fedser_utils.config import ROOT, InputError, Settings
 from fedser_utils.connection import Connection, FlowerError
-from fedser_utils.corpora import load_corpus
 from fedser_utils.deployment import local
 from fedser_utils.federated import Monitor
-from fedser_utils.partition import load_federation, share_out
+from fedser_utils.partition import corpus_of, load_federation, share_out
 from fedser_utils.runs import Run
 from fedser_utils.services import Services, free_port, simulation_command
 from fedser_utils.strategies import RoundError
@@ -99,13 +97,9 @@ def _deployment(settings: Settings, folder: Path) -> Iterator[tuple[Connection, 
             raise InputError(f"certificates {settings.certificates!r} holds no ca.crt")
         yield Connection(settings.superlink, authority, folder.parent / ".flwr"), {}
         return
-    corpus = (
-        load_federation(replace(settings, runtime="cohort")).corpus
-        if settings.corpus == SYNTHETIC
-        else load_corpus(settings.corpus)
-    )
     place = folder / "services"
-    with local(place, share_out(corpus, place / "data"), outputs=Path(settings.outputs)) as up:
+    shares = share_out(corpus_of(settings), place / "data")
+    with local(place, shares, outputs=Path(settings.outputs)) as up:
         yield up.connection, {}
 
 

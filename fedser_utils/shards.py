@@ -101,6 +101,10 @@ class Shards:
         _tell(("round", shares, shapes, number, proximal_mu))
         return _shared_round(self.local, shares[0], weights, number, proximal_mu, self.devices)
 
+    def statistics(self, nodes: Sequence[int], weights: Arrays) -> Arrays:
+        """As ``Trainer.statistics``, all on the first device."""
+        return self.local.statistics(nodes, weights)
+
     def states(self) -> dict[int, dict[str, np.ndarray]]:
         """As ``Trainer.states``."""
         _tell(("states",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,20 +19,24 @@ MEAN_IS_ENOUGH = ("FedAvg", "FedProx", "FedAdam", "FedYogi", "FedAvgM")
 FEWEST = {"Krum": (2, 3), "MultiKrum": (2, 3), "Bulyan": (4, 3)}
 
 
+Reestimate = Callable[[int, ArrayRecord, Sequence[int]], Mapping[str, Array]]
+
+
 class RoundError(RuntimeError):
     """A round cannot be used; the text names the clients."""
 
 
 class _Careful:
     """Before any Flower strategy: rounds counted on from ``first_round``, clients sampled by the
-    run's own seed, replies counted, and batch-norm statistics kept from server-side optimisers,
-    which would make variances negative. The replies are sound, and in the order of the clients:
-    the grid sees to that."""
+    run's own seed, replies counted, batch-norm statistics kept from server-side optimisers, which
+    would make variances negative, and, on request, taken anew of the aggregated model. The replies
+    are sound, and in the order of the clients: the grid sees to that."""
 
     first_round = 0
     seed = 0
     min_replies = 1.0
     buffers: frozenset[str] = frozenset()
+    reestimate: Reestimate | None = None
 
     def configure_train(self, server_round, arrays, config, grid):
         server_round += self.first_round
@@ -47,7 +51,7 @@ class _Careful:
             self.current_arrays = type(self.current_arrays)(
                 {k: v for k, v in self.current_arrays.items() if k not in self.buffers}
             )
-        self.asked = len(messages)
+        self.asked, self.nodes = len(messages), [m.metadata.dst_node_id for m in messages]
         return messages
 
     @property
@@ -66,7 +70,10 @@ class _Careful:
         else:
             averaged, measures = super().aggregate_train(server_round, sound)
         self.loss = float(measures["train-loss"])
-        return ArrayRecord({name: _single(averaged[name]) for name in self.names}), measures
+        whole = ArrayRecord({name: _single(averaged[name]) for name in self.names})
+        if self.reestimate:
+            whole.update(self.reestimate(server_round, whole, self.nodes))
+        return whole, measures
 
     def _refuse_too_few(self, server_round, reasons):
         """Raise RoundError where Flower would go on with nothing, or with a wrong result."""
@@ -96,7 +103,7 @@ class _Careful:
             reply.content["arrays"] = ArrayRecord(
                 {k: v for k, v in arrays.items() if k not in buffers}
             )
-        averaged = aggregate_arrayrecords(statistics, self.weighted_by_key)
+        averaged = aggregate_arrayrecords(statistics, self.weighted_by_key) if self.buffers else {}
         stepped, measures = super().aggregate_train(server_round, replies)
         return {**stepped, **averaged}, measures
 
@@ -116,6 +123,7 @@ def careful_strategy(
     seed: int,
     min_replies: float,
     buffers: Iterable[str],
+    reestimate: Reestimate | None = None,
     fraction_train: float = 1.0,
     **options: Any,
 ) -> strategy.FedAvg:
@@ -123,6 +131,7 @@ def careful_strategy(
 
     first_round: rounds done already; seed: of the sampling; min_replies: share of the clients
     asked without whose replies a round fails; buffers: names of the batch-norm statistics;
+    reestimate: round, weights and the round's nodes -> these statistics anew;
     options: the strategy's own settings (``config.STRATEGIES``).
     """
     kind = type(name, (_Careful, getattr(strategy, name)), {})
@@ -134,7 +143,7 @@ def careful_strategy(
         **options,
     )
     made.first_round, made.seed, made.min_replies = first_round, seed, min_replies
-    made.buffers = frozenset(buffers)
+    made.buffers, made.reestimate = frozenset(buffers), reestimate
     return made
 
 

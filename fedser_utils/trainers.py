@@ -22,8 +22,12 @@ from fedser_utils.clients import (
     fit,
     is_adversarial,
     is_fast,
+    kept,
     new_model,
+    own_arrays,
     randomness,
+    rate_of,
+    statistics,
     target_of,
     uses_bf16,
 )
@@ -85,14 +89,14 @@ class Trainer:
         self.settings, self.pool = settings, pool
         self.clients, self.examples = clients, examples
         self.device = device_of(settings)
-        self.optimisers: dict[int, Arrays] = {}  # per node
+        self.kept: dict[int, Arrays] = {}  # per node
         self._engine: Engine | None = None
 
     def round(
         self, nodes: Sequence[int], weights: Arrays, *, number: int, proximal_mu: float
     ) -> Total:
         """Train ``weights`` on each node's clips. A client that raises, or whose weights are not
-        sound, is among the failures; its optimiser stays what it was."""
+        sound, is among the failures; what it has kept stays what it was."""
         weights = {name: value.to(self.device) for name, value in weights.items()}
         total, waiting = Total(like=weights), []
         way = self._fast if is_fast(self.settings) else self._plain
@@ -121,8 +125,8 @@ class Trainer:
             group = sound
             counts = [self.examples[node - 1] for node, _ in group]
             total.add([update for _, update in group], counts)
-        if self.settings.client_state == "keep":
-            self.optimisers |= {node: update.optimiser for node, update in group}
+        news = {node: kept(self.settings, update) for node, update in group}
+        self.kept |= {node: state for node, state in news.items() if state}
 
     def _plain(
         self, nodes: Sequence[int], weights: Arrays, number: int, proximal_mu: float
@@ -131,9 +135,8 @@ class Trainer:
             client = self.clients[node - 1]
             try:
                 clips = client_clips(self.settings, client, "train")
-                optimiser = self.optimisers.get(node)
                 update = fit(
-                    self.settings, client, clips, weights, number, optimiser,
+                    self.settings, client, clips, weights, number, self.kept.get(node),
                     proximal_mu=proximal_mu,
                 )  # fmt: skip
             except Exception as error:
@@ -157,7 +160,8 @@ class Trainer:
         if is_adversarial(self.settings, number):
             models.load_arrays(engine.anchor, weights)
             jobs = self._attacked(jobs, target_of(self.settings, engine.anchor))
-        updates = engine.fit([*jobs.values()], weights)
+        rate = rate_of(self.settings, number)
+        updates = engine.fit([*jobs.values()], weights, learning_rate=rate)
         for node, update in zip(jobs, updates, strict=True):
             yield node, _sound(update)
 
@@ -168,8 +172,7 @@ class Trainer:
             len(y), epochs=settings.local_epochs, batch_size=settings.batch_size,
             attack=is_adversarial(settings, number), generator=randomness(settings, client, number),
         )  # fmt: skip
-        optimiser = self.optimisers.get(node) if settings.client_state == "keep" else None
-        return Job(x, y, plan, optimiser)
+        return Job(x, y, plan, self.kept.get(node))
 
     def _attacked(self, jobs: Mapping[int, Job], aim: torch.nn.Module) -> dict[int, Job]:
         """The jobs with their attacked clips in place, from batches across all clients."""
@@ -191,21 +194,37 @@ class Trainer:
         if self._engine is None:
             settings, bf16 = self.settings, uses_bf16(self.settings, self.device)
             model = new_model(settings, len(weights["classifier.2.bias"])).to(self.device)
-            recipe = Recipe(settings.learning_rate, settings.alpha, proximal_mu, bf16)
+            recipe = Recipe(settings.alpha, proximal_mu, bf16)
             self._engine = Engine(model, recipe, clients=len(self.clients))
         return self._engine
 
+    def statistics(self, nodes: Sequence[int], weights: Arrays) -> Arrays:
+        """The running statistics of batch normalisation over all these nodes' clips."""
+        weights = {name: value.to(self.device) for name, value in weights.items()}
+
+        def look(node: int) -> tuple[Arrays, int]:
+            clips = client_clips(self.settings, self.clients[node - 1], "train")
+            return statistics(self.settings, clips, weights), len(clips[1])
+
+        found = map(look, nodes) if self.device != "cpu" else self.pool.map(look, nodes)
+        return models.pooled_statistics(found)
+
     def states(self) -> dict[int, dict[str, np.ndarray]]:
-        """Each node's optimiser state, on the host, for a checkpoint."""
+        """What each node keeps, on the host, for a checkpoint."""
         return {
             node: {name: value.cpu().numpy() for name, value in own.items()}
-            for node, own in self.optimisers.items()
+            for node, own in self.kept.items()
         }
+
+    def own(self) -> dict[int, Arrays]:
+        """Each node's arrays of its own."""
+        found = {node: own_arrays(state) for node, state in self.kept.items()}
+        return {node: arrays for node, arrays in found.items() if arrays}
 
     def restore(self, states: Mapping[int, Mapping[str, np.ndarray]]) -> None:
         """Put ``states`` back."""
         for node, arrays in states.items():
-            self.optimisers[node] = {k: torch.from_numpy(v) for k, v in arrays.items()}
+            self.kept[node] = {k: torch.from_numpy(v) for k, v in arrays.items()}
 
 
 def _sound(update: Update) -> Update | str:

@@ -6,7 +6,8 @@ client's clips is attacked with the model it received, and the loss weighs the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -22,11 +23,13 @@ Attack = Callable[..., Tensor]
 
 class Update(NamedTuple):
     """What a client's round yields. weights: as ``models.state_arrays``; optimiser: Adam's
-    moments and step per parameter, for the client's next round; loss: mean over the clips."""
+    moments and step per parameter, for the client's next round; loss: mean over the clips; own:
+    the arrays that stay with the client."""
 
     weights: Arrays
     optimiser: Arrays
     loss: float
+    own: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Plan(NamedTuple):
@@ -60,6 +63,7 @@ def client_update(
     batch_size: int,
     learning_rate: float,
     optimiser: Arrays | None = None,
+    own: Arrays | None = None,
     attack: Attack | None = None,
     alpha: float = 0.5,
     proximal_mu: float = 0.0,
@@ -69,14 +73,18 @@ def client_update(
 
     model: a workspace of the right shape; its content is overwritten. x: (n, 1, frames, mels)
     standardised log-Mel and y: (n,) labels, n >= 1. optimiser: what the client's last round
-    returned, or None for a fresh Adam. attack: ``(model, x, y) -> x_adv``, or None for natural
-    training; alpha: weight of the original clips' loss in Eq. 5. proximal_mu: FedProx's weight of
-    mu/2 |w - weights|^2, added to what is minimised and not to the loss that is reported (Li et
-    al., 2020, Eq. 2). bf16: autocast in training, and of the attack's gradients.
+    returned, or None for a fresh Adam. own: arrays that are the client's own and take the place of
+    those it received; what it received goes back instead (FedBN, Li et al., 2021). attack:
+    ``(model, x, y) -> x_adv``, or None for natural training; alpha: weight of the original clips'
+    loss in Eq. 5. proximal_mu: FedProx's weight of mu/2 |w - weights|^2, added to what is minimised
+    and not to the loss that is reported (Li et al., 2020, Eq. 2). bf16: autocast in training,
+    and of the attack's gradients.
 
-    Neither ``weights`` nor ``optimiser`` nor ``x`` is changed.
+    Neither ``weights`` nor ``optimiser`` nor ``own`` nor ``x`` is changed.
     """
-    load_arrays(model, weights)
+    own = own or {}
+    begin = weights | own
+    load_arrays(model, begin)
     plan = draw(
         len(x), epochs=epochs, batch_size=batch_size, attack=attack is not None, generator=generator
     )
@@ -89,13 +97,14 @@ def client_update(
         batch = torch.cat([clean, adversarial]).to(x.device)
         losses = learn(
             model, state, x[batch], y[batch], clean=len(clean), alpha=alpha,
-            learning_rate=learning_rate, proximal_mu=proximal_mu, anchor=weights, bf16=bf16,
+            learning_rate=learning_rate, proximal_mu=proximal_mu, anchor=begin, bf16=bf16,
         )  # fmt: skip
         total, seen = total + losses.sum(), seen + len(batch)
     model.eval()
     arrays = {name: value.clone() for name, value in state_arrays(model).items()}
-    kept = {f"{key}/{name}": v for key, own in state.items() for name, v in own.items()}
-    return Update(arrays, kept, float(total) / seen)
+    kept = {f"{key}/{name}": v for key, part in state.items() for name, v in part.items()}
+    back = arrays | {name: weights[name] for name in own}
+    return Update(back, kept, float(total) / seen, {name: arrays[name] for name in own})
 
 
 def learn(
@@ -106,7 +115,7 @@ def learn(
     *,
     clean: int,
     alpha: float,
-    learning_rate: float,
+    learning_rate: float | Tensor,
     proximal_mu: float = 0.0,
     anchor: Arrays | None = None,
     bf16: bool = False,
@@ -176,7 +185,7 @@ def started(model: VGG15, optimiser: Arrays | None) -> dict[str, Arrays]:
 
 
 @torch.no_grad()
-def _step(model: VGG15, state: dict[str, Arrays], learning_rate: float) -> None:
+def _step(model: VGG15, state: dict[str, Arrays], learning_rate: float | Tensor) -> None:
     """A step of Adam (Kingma and Ba, 2015), torch's own with its defaults; through its functional
     form, since torch.optim's classes load the compiler first, which takes a new process seconds."""
     parameters = [*model.parameters()]

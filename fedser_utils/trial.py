@@ -199,10 +199,11 @@ def on_trial(
     clips; bf16: of the attacks' gradients."""
     model = load(run).to(device)
     x, y = data.tensors(clips, device=device)
-    listener, made = data.listener(device=device), run.settings
+    made = run.settings
+    mean, std = (torch.from_numpy(value).to(device) for value in data.standard(clips))
     return Trial(
         plain=folded(model), aim=attackable(model, bf16=bf16), clips=clips, x=x, y=y,
-        classes=data.classes, mean=listener.mean, std=listener.std,
+        classes=data.classes, mean=mean, std=std,
         facts={"run": run.id, "model": made.model, "round": made.rounds},
         randomise=Randomise(mode=made.resize), draws=draws, seed=made.seed, pool=pool,
     )  # fmt: skip

@@ -16,7 +16,7 @@ LAYERS = (
     ("connection", "compose"),
     ("deployment",),
     ("runs", "checkpoints", "audio"),
-    ("corpora", "machines", "synthetic"),
+    ("corpora", "machines", "shares", "synthetic"),
     ("features",),
     ("partition",),
     ("models",),

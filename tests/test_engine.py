@@ -12,7 +12,8 @@ DEVICES = [
         "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is at hand")
     ),
 ]
-RECIPE = Recipe(learning_rate=1e-3, alpha=0.5, proximal_mu=0.0, bf16=False)
+RECIPE = Recipe(alpha=0.5, proximal_mu=0.0, bf16=False)
+RATE = {"learning_rate": 1e-3}
 
 
 def generator(seed=0):
@@ -80,21 +81,23 @@ def test_a_step_is_the_same(model, attack, lanes):
     made = Engine(model, RECIPE, clients=4, lanes=lanes)
     weights = weights_of(model)
     before = one_by_one(model, clips)
-    for found, expected in zip(made.fit(jobs, weights), before, strict=True):
+    for found, expected in zip(made.fit(jobs, weights, **RATE), before, strict=True):
         close(found, expected, rounding(model, 1e-4))
     kept = [b.optimiser for b in before]
     jobs, clips = zip(
         *(job(model, n, attack=attack, epochs=1, optimiser=o)
           for n, o in zip((1, 2, 5, 8), kept, strict=True)), strict=True,
     )  # fmt: skip
-    for found, expected in zip(made.fit(jobs, weights), one_by_one(model, clips), strict=True):
+    for found, expected in zip(
+        made.fit(jobs, weights, **RATE), one_by_one(model, clips), strict=True
+    ):
         close(found, expected, rounding(model, 1e-4))
 
 
 def test_the_gradient_of_a_step_is_the_same(model):
     """After one step from nothing Adam's first moment is a tenth of the gradient."""
     mine, clips = job(model, 7, epochs=1)
-    (found,) = Engine(model, RECIPE, clients=1).fit([mine], weights_of(model))
+    (found,) = Engine(model, RECIPE, clients=1).fit([mine], weights_of(model), **RATE)
     (expected,) = one_by_one(model, [clips])
     moments = [name for name in expected.optimiser if name.startswith("exp_avg/")]
     assert len(moments) == len(list(model.parameters()))
@@ -108,8 +111,8 @@ def test_the_number_of_lanes_changes_nothing(model, lanes):
     """Clients of all sizes, odd last batches, two epochs."""
     jobs = [job(model, n)[0] for n in (1, 3, 9, 17, 30)]
     weights = weights_of(model)
-    found = Engine(model, RECIPE, clients=5, lanes=lanes).fit(jobs, weights)
-    expected = Engine(model, RECIPE, clients=5, lanes=1).fit(jobs, weights)
+    found = Engine(model, RECIPE, clients=5, lanes=lanes).fit(jobs, weights, **RATE)
+    expected = Engine(model, RECIPE, clients=5, lanes=1).fit(jobs, weights, **RATE)
     for one, other in zip(found, expected, strict=True):
         close(one, other, rounding(model, 1e-6))
 
@@ -117,7 +120,7 @@ def test_the_number_of_lanes_changes_nothing(model, lanes):
 def test_the_proximal_term_pulls_to_the_rounds_weights(model):
     mine, clips = job(model, 12)
     made = Engine(model, RECIPE._replace(proximal_mu=10.0), clients=1)
-    (found,) = made.fit([mine], weights_of(model))
+    (found,) = made.fit([mine], weights_of(model), **RATE)
     close(found, one_by_one(model, [clips], proximal_mu=10.0)[0], rounding(model, 1e-3))
 
 
@@ -125,11 +128,11 @@ def test_nothing_that_comes_in_is_changed(model):
     mine, _ = job(model, 9)
     weights = weights_of(model)
     made = Engine(model, RECIPE, clients=1)
-    (first,) = made.fit([mine], weights)
+    (first,) = made.fit([mine], weights, **RATE)
     again = mine._replace(optimiser=first.optimiser)
     kept = {k: v.clone() for k, v in (weights | first.optimiser | first.weights).items()}
     clips = mine.x.clone()
-    made.fit([again], weights)
+    made.fit([again], weights, **RATE)
     assert torch.equal(mine.x, clips)
     now = weights | first.optimiser | first.weights
     assert all(torch.equal(now[k], v) for k, v in kept.items())
@@ -137,7 +140,7 @@ def test_nothing_that_comes_in_is_changed(model):
 
 def test_out_of_memory_costs_lanes_and_is_said(model, monkeypatch, caplog):
     jobs = [job(model, n)[0] for n in (9, 4, 6)]
-    expected = Engine(model, RECIPE, clients=3, lanes=1).fit(jobs, weights_of(model))
+    expected = Engine(model, RECIPE, clients=3, lanes=1).fit(jobs, weights_of(model), **RATE)
     made = Engine(model, RECIPE, clients=3, lanes=4)
     step = engine._Lane.step
 
@@ -147,7 +150,7 @@ def test_out_of_memory_costs_lanes_and_is_said(model, monkeypatch, caplog):
         step(lane, *arguments)
 
     monkeypatch.setattr(engine._Lane, "step", too_much)
-    found = made.fit(jobs, weights_of(model))
+    found = made.fit(jobs, weights_of(model), **RATE)
     assert len(made.lanes) == 1
     assert "going on with 1 clients side by side" in caplog.text
     for one, other in zip(found, expected, strict=True):
@@ -156,7 +159,7 @@ def test_out_of_memory_costs_lanes_and_is_said(model, monkeypatch, caplog):
         engine._Lane, "step", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError)
     )
     with pytest.raises(torch.OutOfMemoryError):
-        made.fit(jobs, weights_of(model))
+        made.fit(jobs, weights_of(model), **RATE)
 
 
 GB = 1e9
