@@ -57,8 +57,10 @@ class Engine:
     def __init__(self, model: VGG15, recipe: Recipe, *, clients: int, lanes: int = LANES) -> None:
         self.recipe, self.device = recipe, next(model.parameters()).device
         self.anchor = copy.deepcopy(model)
-        # on the device, so that captured steps read the round's
-        self.rate = torch.zeros((), device=self.device)
+        # on the device, so that captured steps read the round's; Adam's kernel there reads floats
+        self.rate = torch.zeros(
+            (), dtype=torch.float32 if self._cuda else torch.float64, device=self.device
+        )
         self._forward = None
         if self._cuda:
             skeleton = copy.deepcopy(model).train()

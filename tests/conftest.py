@@ -1,9 +1,13 @@
 """What several tests share: a tiny federation, real speech where it is at hand."""
 
 import os
+from itertools import product
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
 
 from fedser_utils import config, models, partition, training
@@ -41,6 +45,35 @@ def speech():
     if not SHARED.is_dir():
         pytest.skip(f"real speech is not at hand: no {SHARED.name} folder; set FEDSER_SHARED")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def speech_like():
+    """A function that writes corpora of given levels, two speakers and two classes each, into
+    ``root``, and gives them as a setting."""
+
+    def write(root, *, seconds=0.5, per_class=4, **levels):
+        for seed, (corpus, level) in enumerate(levels.items()):
+            draws = np.random.default_rng(seed)
+            time = np.arange(int(16_000 * seconds)) / 16_000
+            for speaker, label, take in product("ab", ("anger", "joy"), range(per_class)):
+                tone = np.sin(2 * np.pi * (300 if label == "joy" else 1200) * time)
+                path = root / corpus / speaker / label / f"{take}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                noise = draws.normal(0, 0.3, len(time))
+                soundfile.write(path, level * (tone + noise) / 2, 16_000)
+            table = [
+                {
+                    "path": str(p.relative_to(root / corpus)),
+                    "speaker": p.parts[-3],
+                    "label": p.parts[-2],
+                }
+                for p in sorted((root / corpus).rglob("*.wav"))
+            ]
+            pd.DataFrame(table).to_csv(root / corpus / "manifest.csv", index=False)
+        return ",".join(str(root / corpus) for corpus in levels)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import soundfile
 
 from fedser_utils import corpora
 from fedser_utils.config import InputError
-from fedser_utils.corpora import READERS, load_corpus
+from fedser_utils.corpora import READERS, load_corpora, load_corpus, thinned
 
 
 def make(root, *names, rate=16_000):
@@ -113,7 +113,7 @@ def test_a_manifest_describes_anything_else(tmp_path):
         assert len(corpus.clips) == 8
         reasons = set(corpus.rejected["reason"])
         assert "listed twice" in reasons
-        assert "path, speaker or emotion is missing" in reasons
+        assert "path, client or label is missing" in reasons
         assert any(reason.startswith("cannot be opened") for reason in reasons)
 
 
@@ -151,3 +151,120 @@ def test_equal_corpora_have_equal_fingerprints(tmp_path):
     assert one.fingerprint == two.fingerprint
     Path(tmp_path / "two" / names[0]).unlink()
     assert load_corpus(tmp_path / "two").fingerprint != one.fingerprint
+
+
+def emovo_like(root, *codes):
+    names = [f"{code}-{s}-b{i}.wav" for code in codes for s in ("f1", "m1") for i in (1, 2)]
+    return make(root, *names)
+
+
+def manifest(root, labels, *, columns=("path", "speaker", "label")):
+    """A folder with two clips of each label by each of two speakers, listed."""
+    rows = [(f"{s}-{y}-{i}.wav", s, y) for s in "AB" for y in labels for i in (1, 2)]
+    make(root, *(path for path, *_ in rows), rate=8_000)
+    pd.DataFrame(rows, columns=columns).to_csv(root / "manifest.csv", index=False)
+    return root
+
+
+def test_several_corpora_have_one_vocabulary(tmp_path, caplog):
+    places = {
+        "it": emovo_like(tmp_path / "a" / "it", "gio", "rab", "sor"),
+        "en": manifest(tmp_path / "en", ["Joy", "angry", "calm", "boredom"]),
+    }
+    corpus = load_corpora(places)
+    assert corpus.classes == ("anger", "happiness")
+    assert corpus.name == "en + it"
+    assert corpus.clips.groupby("corpus")["language"].unique().map(list).to_dict() == {
+        "en": [""], "it": ["Italian"]
+    }  # fmt: skip
+    assert set(corpus.clips["speaker"]) == {"en-A", "en-B", "it-f1", "it-m1"}
+    assert corpus.clips["clip"].str.split("/").str[0].equals(corpus.clips["corpus"])
+    assert all((corpus.root / path).is_file() for path in corpus.clips["path"])
+    left_out = corpus.rejected["reason"].value_counts().to_dict()
+    assert left_out == {
+        f"class {c} is not of all corpora": 4 for c in ("boredom", "calm", "surprise")
+    }
+    assert "4 clips rejected: class calm is not of all corpora" in caplog.text
+    assert "the lower ones lack high bands: 8 of 16000 Hz, 8 of 8000 Hz" in caplog.text
+    every = load_corpora(places, classes="all")
+    assert every.classes == ("anger", "boredom", "calm", "happiness", "surprise")
+    assert "4 speakers have no clip of some class, such as en-A: surprise" in caplog.text
+
+
+def test_names_may_be_the_same_in_several_corpora(tmp_path):
+    places = {name: emovo_like(tmp_path / name, "gio", "rab") for name in ("one", "two")}
+    corpus = load_corpora(places)
+    assert corpus.clips["clip"].is_unique
+    assert corpus.clips["speaker"].nunique() == 4
+    assert len(corpus.clips) == 16
+
+
+def test_corpora_that_share_nothing_are_refused(tmp_path):
+    places = {
+        "it": emovo_like(tmp_path / "it", "gio", "rab"),
+        "pumps": manifest(
+            tmp_path / "pumps", ["healthy", "leak"], columns=["path", "machine", "state"]
+        ),
+    }
+    with pytest.raises(InputError) as refusal:
+        load_corpora(places)
+    assert str(refusal.value) == (
+        "corpora it, pumps share 0 classes, not two or more: it has anger, happiness; "
+        "pumps has healthy, leak"
+    )
+
+
+@pytest.mark.parametrize(
+    "columns", [("path", "client", "class"), ("path", "Machine", "fault"), ("path", "speaker", "x")]
+)
+def test_a_manifest_needs_no_emotions(tmp_path, columns):
+    corpus = load_corpus(manifest(tmp_path, ["healthy", "leak"], columns=columns))
+    assert corpus.classes == ("healthy", "leak")
+    assert set(corpus.clips["speaker"]) == {"A", "B"}
+
+
+def test_a_label_that_could_be_two_columns_is_refused(tmp_path):
+    manifest(tmp_path, ["healthy", "leak"], columns=("path", "machine", "fault"))
+    table = pd.read_csv(tmp_path / "manifest.csv").assign(load=1)
+    table.to_csv(tmp_path / "manifest.csv", index=False)
+    with pytest.raises(
+        InputError, match=r"has no column emotion or label or class; .* has path, mach"
+    ):
+        load_corpus(tmp_path)
+
+
+def test_folders_may_say_client_and_class(tmp_path):
+    names = [
+        f"fan/id_0{i}/{y}/{k}.wav" for i in (0, 2) for y in ("normal", "abnormal") for k in (0, 1)
+    ]
+    make(tmp_path, *names, "loose/0.wav")
+    with pytest.raises(
+        InputError, match=r"or, if the files lie in \.\.\./client/class/, give reader folders"
+    ):
+        load_corpus(tmp_path)
+    corpus = load_corpus(tmp_path, reader="folders")
+    assert corpus.classes == ("abnormal", "normal")
+    assert set(corpus.clips["speaker"]) == {"fan-id_00", "fan-id_02"}
+    assert list(corpus.rejected["clip"]) == ["loose/0.wav"]
+
+
+def test_thinning_takes_as_evenly_as_it_can(tmp_path):
+    corpus = load_corpus(emovo_like(tmp_path, "gio", "rab", "tri"))
+    few = thinned(corpus, 4)
+    counts = pd.crosstab(few.clips["speaker"], few.clips["emotion"])
+    assert (counts.sum(axis=1) == 4).all()
+    assert counts.to_numpy().min() == 1
+    assert few.fingerprint != corpus.fingerprint
+    assert thinned(corpus, 100).clips.equals(corpus.clips)
+
+
+def test_two_real_corpora_make_one_federation(speech):
+    corpus = load_corpora({name: speech / name for name in ("emovo", "ravdess")})
+    assert corpus.clips["speaker"].nunique() == 30
+    assert len(corpus.clips) == 588 + 1440 - 192
+    assert corpus.clips.groupby("language")["speaker"].nunique().to_dict() == {
+        "English": 24, "Italian": 6
+    }  # fmt: skip
+    assert corpus.classes == (
+        "anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"
+    )  # fmt: skip

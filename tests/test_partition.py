@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from fedser_utils import corpora, partition
 from fedser_utils.config import InputError
@@ -44,11 +45,11 @@ def test_tensors_are_standardised_and_labelled(federation):
     assert set(federation.clients) == set(table["speaker"])
 
 
-def test_too_small_a_corpus_is_refused(federation, tmp_path):
+def test_too_small_a_corpus_is_refused(federation, tiny):
     small = federation.corpus.clips.groupby("speaker").head(2)
     corpus = corpora.Corpus(federation.corpus.root, "demos", small, federation.classes, None)
     with pytest.raises(InputError, match="too small for split 'speaker_dependent'"):
-        partition.federate(corpus, split_by="speaker_dependent", seed=0, cache=tmp_path)
+        partition.federate(corpus, tiny)
 
 
 def test_pooled_clips_are_one_clients_and_all_else_is_the_same(tiny, federation):
@@ -67,3 +68,66 @@ def test_validation_clips_are_training_clips_of_every_speaker(federation):
     assert chosen.index.is_unique
     assert len(chosen) == pytest.approx(0.2 * len(federation.table("train")), abs=3)
     assert not chosen.equals(federation.validation(share=0.2, seed=1))
+
+
+@pytest.fixture(scope="module")
+def two_corpora(tmp_path_factory, speech_like):
+    """Two folders with recordings that differ by their level, one speaker each way twice."""
+    return speech_like(tmp_path_factory.mktemp("two"), loud=0.5, quiet=0.01)
+
+
+@pytest.mark.parametrize("by", ["all", "corpus", "client"])
+def test_each_group_is_standardised_by_its_own_statistics(tiny, two_corpora, by):
+    settings = dataclasses.replace(tiny, corpus=two_corpora, standardisation=by)
+    data = partition.load_federation(settings)
+    assert set(data.clips["corpus"]) == {"loud", "quiet"}
+    column = {"all": "split", "corpus": "corpus", "client": "client"}[by]
+    for _, rows in data.table("train").groupby(column):
+        x, _ = data.tensors(rows)
+        np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=2e-3)
+        np.testing.assert_allclose(x.std((0, 1, 2)), 1, atol=2e-2)
+    loud, quiet = (data.tensors(rows)[0].mean() for _, rows in data.clips.groupby("corpus"))
+    assert (loud - quiet > 0.5) == (by == "all")
+    index = data.clips.index[-1]
+    heard = data.listener(index)(data.sound(index))
+    torch.testing.assert_close(heard, data.tensors(data.clips.loc[[index]])[0], atol=1e-4, rtol=0)
+
+
+def test_equal_levels_take_the_difference_of_levels_away(tiny, two_corpora):
+    data = partition.load_federation(dataclasses.replace(tiny, corpus=two_corpora, level="rms"))
+    loud, quiet = (data.tensors(rows)[0].mean() for _, rows in data.clips.groupby("corpus"))
+    assert abs(loud - quiet) < 0.2
+
+
+def test_clips_of_a_speaker_put_aside_are_standardised_by_themselves(tiny, two_corpora):
+    settings = dataclasses.replace(
+        tiny, corpus=two_corpora, standardisation="client", split="speaker_independent"
+    )
+    data = partition.load_federation(settings)
+    x, _ = data.tensors(data.table("test"))
+    np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=2e-3)
+
+
+def test_a_federation_may_be_thinned(tiny, two_corpora):
+    data = partition.load_federation(
+        dataclasses.replace(tiny, corpus=two_corpora, clips_per_speaker=4)
+    )
+    assert (data.clips.groupby("speaker").size() == 4).all()
+    assert (data.clips.groupby("speaker")["emotion"].nunique() == 2).all()
+    assert (
+        data.corpus.fingerprint
+        != partition.load_federation(
+            dataclasses.replace(tiny, corpus=two_corpora)
+        ).corpus.fingerprint
+    )
+
+
+def test_other_partitions_deal_the_same_clips_out(tiny, federation):
+    settings = dataclasses.replace(tiny, partition="dirichlet", skew_alpha=0.3, client_count=5)
+    data = partition.load_federation(settings)
+    assert data.clients == tuple(f"client-{i:02d}" for i in range(5))
+    assert data.clips["split"].equals(federation.clips["split"])
+    assert (data.mean == federation.mean).all()
+    assert sum(len(data.table("train", client)) for client in data.clients) == len(
+        federation.table("train")
+    )

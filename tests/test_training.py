@@ -144,7 +144,7 @@ def test_it_learns():
     weights, state, losses = weights_of(model), None, []
     for _ in range(4):
         options = {"optimiser": state, "learning_rate": 3e-3, "epochs": 2}
-        weights, state, loss = update(model, weights, x, y, **options)
+        weights, state, loss, _ = update(model, weights, x, y, **options)
         losses.append(loss)
     assert losses[-1] < 0.5 * losses[0]
 
