@@ -1,0 +1,166 @@
+"""What becomes of batch normalisation in a federation: averaged, local, taken anew, or none."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from wire import Wire
+
+from fedser_utils import clients, federated, models, remote, runs
+from fedser_utils.attacks import predictions
+from fedser_utils.config import InputError
+from fedser_utils.partition import share_out
+from fedser_utils.seeding import generator
+
+
+def arrays_of(run):
+    return {k: torch.from_numpy(v) for k, v in runs.load_model(run).items()}
+
+
+def statistics_of(arrays):
+    return {name: value for name, value in arrays.items() if ".running_" in name}
+
+
+@pytest.fixture(scope="module")
+def local(tiny, tmp_path_factory):
+    """A run of two rounds whose clients keep their batch norm."""
+    outputs = str(tmp_path_factory.mktemp("local"))
+    return federated.train(dataclasses.replace(tiny, batch_norm="local", outputs=outputs))
+
+
+def test_groups_divide_the_channels():
+    assert [models.groups(c) for c in (2, 4, 8, 16, 24, 33, 64, 128, 512)] == [
+        1, 1, 1, 2, 2, 1, 8, 16, 32
+    ]  # fmt: skip
+
+
+def test_group_norm_looks_at_one_clip_at_a_time(tiny):
+    model = models.build(3, width=1 / 8, norm="group", generator=generator(0))
+    assert not [*model.buffers()]
+    assert models.batch_norm_names(model) == []
+    x = torch.randn(4, 1, 64, 64, generator=generator(1))
+    model.train()
+    torch.testing.assert_close(model(x)[:1], model(x[:1]))
+    torch.testing.assert_close(models.folded(model)(x), model.eval()(x))
+
+
+def test_clips_give_their_own_statistics():
+    model = models.build(3, width=1 / 16, generator=generator(0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = 3 + torch.randn(8, 1, 64, 64, generator=generator(1))
+    found = models.batch_statistics(model, x, batch_size=8)
+    seen = model.features[0](x)
+    torch.testing.assert_close(found["features.1.running_mean"], seen.mean((0, 2, 3)))
+    torch.testing.assert_close(found["features.1.running_var"], seen.var((0, 2, 3)))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_pooled_statistics_are_those_of_all_clips():
+    values = torch.randn(300, generator=generator(0)) + torch.arange(300) / 50
+    parts = values.split([200, 100])
+    found = [
+        ({"a.running_mean": p.mean()[None], "a.running_var": p.var(correction=0)[None]}, len(p))
+        for p in parts
+    ]
+    pooled = models.pooled_statistics(found)
+    torch.testing.assert_close(pooled["a.running_mean"], values.mean()[None])
+    torch.testing.assert_close(pooled["a.running_var"], values.var(correction=0)[None])
+
+
+def test_what_is_local_never_leaves(tiny, federation, local):
+    """The server's batch norm is what it began with; every client's is another; the decisions
+    are of each client's own model."""
+    begin = models.state_arrays(clients.new_model(tiny, len(federation.classes)))
+    end, names = arrays_of(local), models.batch_norm_names(models.load(local, client="01"))
+    assert all(torch.equal(end[name], begin[name]) for name in names)
+    assert not torch.equal(end["features.0.weight"], begin["features.0.weight"])
+    own = runs.load_arrays(local.folder / models.OWN)
+    assert {name.split("/")[0] for name in own} == set(federation.clients)
+    assert len(own) == len(names) * 3
+    last = local.table("predictions").query("round == 2 and condition == 'original'")
+    for client in federation.clients:
+        table = federation.table("test", client)
+        x, _ = federation.tensors(table)
+        said = np.array(federation.classes)[predictions(models.load(local, client=client), x)]
+        assert list(said) == list(last.set_index("clip").loc[table["clip"], "y_pred"])
+    with pytest.raises(InputError, match=r"has no one model: .* give a client of 01, 02, 03"):
+        models.load(local)
+
+
+def test_local_batch_norm_goes_on_after_a_crash(local, tmp_path):
+    """From the checkpoint of the first round, and with all replies handed over."""
+    again = dataclasses.replace(local.settings, outputs=str(tmp_path))
+    folder = tmp_path / local.id
+    shutil.copytree(local.folder, folder)
+    (folder / "model.safetensors").unlink()
+    shutil.rmtree(folder / "checkpoint" / "round-000002", ignore_errors=True)
+    newest = sorted(path.name for path in (folder / "checkpoint").glob("round-*"))
+    assert newest == ["round-000001"]
+    run = federated.train(again)
+    whole = federated.train(
+        dataclasses.replace(again, outputs=str(tmp_path / "all")), preaggregate=False
+    )
+    for other in (run, whole):
+        for one, two in (
+            (arrays_of(local), arrays_of(other)),
+            *[[runs.load_arrays(r.folder / models.OWN) for r in (local, other)]],
+        ):
+            assert one.keys() == two.keys()
+            for name, value in one.items():
+                np.testing.assert_allclose(value, two[name], rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_are_taken_anew_of_the_averaged_model(tiny, federation, tmp_path):
+    settings = dataclasses.replace(tiny, batch_norm="reestimate", outputs=str(tmp_path))
+    run = federated.train(settings)
+    model = models.load(run)
+    parts = []
+    for client in federation.clients:
+        x, _ = federation.tensors(federation.table("train", client))
+        parts.append((models.batch_statistics(model, x), len(x)))
+    end = statistics_of(arrays_of(run))
+    for name, value in models.pooled_statistics(parts).items():
+        torch.testing.assert_close(end[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["local", "reestimate"])
+def test_a_deployment_does_the_same(tiny, federation, tmp_path, monkeypatch, how):
+    """With standardisation by each client alone, too: what the cohort ends with, and its UAR."""
+    monkeypatch.setattr(remote, "POLL", 0.01)
+    common = {"batch_norm": how, "standardisation": "client", "level": "rms"}
+    cohort = dataclasses.replace(tiny, outputs=str(tmp_path / "cohort"), **common)
+    one = federated.train(cohort)
+    settings = dataclasses.replace(
+        cohort, runtime="deployment", outputs=str(tmp_path / "server"), timeout=60.0
+    )
+    wire = Wire(
+        json.dumps(settings.values()), share_out(federation.corpus, tmp_path / "own"), tmp_path
+    )
+    told = {"settings": json.dumps(settings.values())}
+    federated.server_app(wire, Context(1, 1, {}, RecordDict(), told))
+    (two,) = runs.find_runs(settings.outputs, settings.study)
+    mine, theirs = arrays_of(one), arrays_of(two)
+    for name, value in mine.items():
+        if not name.startswith("standardisation."):
+            assert (theirs[name] - value).norm() < 1e-2 * value.norm() + 1e-3, name
+    original = [run.table("rounds").query("condition == 'original'") for run in (one, two)]
+    np.testing.assert_allclose(original[0]["uar"], original[1]["uar"], atol=2.5)
+    assert not (two.folder / models.OWN).exists()  # it is with the clients
+
+
+def test_the_rate_falls_from_round_to_round(tiny):
+    settings = dataclasses.replace(tiny, learning_rate=1e-2, learning_rate_decay=0.1)
+    rates = [clients.rate_of(settings, number) for number in (1, 2, 3)]
+    assert rates == pytest.approx([1e-2, 1e-3, 1e-4])
+
+
+def test_attacks_may_be_evaluated_less_often(tiny, tmp_path):
+    settings = dataclasses.replace(tiny, rounds=3, attack_every=2, outputs=str(tmp_path))
+    rounds = federated.train(settings).table("rounds")
+    seen = rounds.groupby("round")["attack"].agg(set).map(sorted)
+    assert seen[1] == ["none"]
+    assert seen[2] == seen[3] == ["deepfool", "fgsm", "none", "pgd"]
