@@ -1,4 +1,4 @@
-"""One audio file -> a checked 16 kHz mono waveform, or a reason why not.
+"""One audio file -> a checked mono waveform at one rate, or a reason why not.
 
 libsndfile opens some damaged files with a wrong length or rate and says nothing, so what was
 decoded is compared with what the header claims: WAV by its chunk sizes and byte rate, FLAC by
@@ -18,9 +18,12 @@ import numpy as np
 import soundfile
 import soxr
 
-SAMPLE_RATE = 16_000
+from fedser_utils.frontends import SPEECH
+
+SAMPLE_RATE = SPEECH.sample_rate
 EXTENSIONS = (".wav", ".flac", ".mp3")
 RATES = range(1_000, 768_001)  # Hz; anything else is a damaged header
+PLAYABLE = range(8_000, 48_001)  # Hz; what every browser plays
 SILENCE = 2.0**-15  # one step of a 16-bit recording
 
 _FLAC_RATES = {1: 88_200, 2: 176_400, 3: 192_000, 4: 8_000, 5: 16_000, 6: 22_050, 7: 24_000}
@@ -33,16 +36,17 @@ class BadClipError(ValueError):
 
 @dataclass(frozen=True)
 class Clip:
-    """A decoded clip. waveform: (samples,) float32 at 16 kHz; seconds of the original;
-    digest: hex BLAKE2 of the file's bytes."""
+    """A decoded clip. waveform: (samples,) float32 at the rate asked for; seconds, and rate in
+    Hz, of the original; digest: hex BLAKE2 of the file's bytes."""
 
     waveform: np.ndarray
     seconds: float
     digest: str
+    rate: int
 
 
-def read(path: str | Path) -> Clip:
-    """Decode, check, mix down and resample one file.
+def read(path: str | Path, *, rate: int = SAMPLE_RATE) -> Clip:
+    """Decode, check, mix down and resample one file to ``rate`` Hz.
 
     Raises BadClipError when the file cannot be read, is empty or silent, holds NaN or infinity, or
     contradicts its own header.
@@ -53,7 +57,7 @@ def read(path: str | Path) -> Clip:
         raise BadClipError(f"cannot be opened: {error.strerror}") from error
     if not data:
         raise BadClipError("empty file")
-    samples, rate = _decode(data)
+    samples, own = _decode(data)
     mono = samples.mean(axis=1)
     if not len(mono):
         raise BadClipError("empty: no samples")
@@ -62,16 +66,26 @@ def read(path: str | Path) -> Clip:
     if np.ptp(mono) < SILENCE:
         raise BadClipError("silent")
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return Clip(soxr.resample(mono, rate, SAMPLE_RATE), len(mono) / rate, digest)
+    return Clip(soxr.resample(mono, own, rate), len(mono) / own, digest, own)
 
 
-def write(path: Path, waveform: np.ndarray) -> Path:
-    """Write a 16-bit WAV at 16 kHz; its folder is made. waveform: (samples,) in [-1, 1].
+def write(path: Path, waveform: np.ndarray, *, rate: int = SAMPLE_RATE) -> Path:
+    """Write a 16-bit WAV at ``rate`` Hz; its folder is made. waveform: (samples,) in [-1, 1].
     Returns the path, with what no file name should hold replaced by "-"."""
     path = path.with_name(re.sub(r"[^\w.]+", "-", path.name))
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
+    soundfile.write(path, waveform, rate, subtype="PCM_16")
     return path
+
+
+def playable(waveform: np.ndarray, *, rate: int = SAMPLE_RATE) -> bytes:
+    """A 16-bit WAV for a browser: at ``rate`` Hz, or at 16 kHz where that is not ``PLAYABLE``.
+    waveform: (samples,); what goes beyond [-1, 1], as it may when resampled, is made softer."""
+    if rate not in PLAYABLE:
+        waveform, rate = soxr.resample(waveform, rate, SAMPLE_RATE), SAMPLE_RATE
+    wav, peak = io.BytesIO(), max(1.0, float(np.abs(waveform).max(initial=0)))
+    soundfile.write(wav, waveform / peak, rate, format="WAV", subtype="PCM_16")
+    return wav.getvalue()
 
 
 def _decode(data: bytes) -> tuple[np.ndarray, int]:

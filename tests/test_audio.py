@@ -1,5 +1,6 @@
 """Damaged and odd files: each must be read right or refused with its reason."""
 
+import io
 import struct
 
 import numpy as np
@@ -31,6 +32,23 @@ def test_formats_and_rates(tmp_path, ending, rate):
     spectrum = np.abs(np.fft.rfft(clip.waveform[:16_000], 16_000))
     assert spectrum.argmax() == pytest.approx(440, abs=2)
     assert clip.waveform.dtype == np.float32
+
+
+def test_another_rate(tmp_path, tone):
+    clip = audio.read(write(tmp_path / "a.wav", tone), rate=4_000)
+    assert (clip.rate, clip.seconds, len(clip.waveform)) == (16_000, 1, 4_000)
+    path = audio.write(tmp_path / "b.wav", clip.waveform, rate=4_000)
+    again = audio.read(path, rate=4_000)
+    assert again.rate == 4_000
+    np.testing.assert_allclose(again.waveform, clip.waveform, atol=2**-15)
+
+
+@pytest.mark.parametrize(("rate", "played"), [(4_000, 16_000), (8_000, 8_000), (96_000, 16_000)])
+def test_what_browsers_play(rate, played):
+    tone = np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    samples, found = soundfile.read(io.BytesIO(audio.playable(1.5 * tone, rate=rate)))
+    assert (found, len(samples)) == (played, played)
+    assert np.abs(samples).max() == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])

@@ -1,23 +1,31 @@
 """Log-Mels against SciPy and librosa; statistics against the pooled data."""
 
+import dataclasses
+import math
+
 import librosa
 import numpy as np
 import pytest
 import scipy.signal
+import soundfile
 import torch
 
 from fedser_utils import audio, features
+from fedser_utils.config import InputError
+from fedser_utils.frontends import MACHINES, SPEECH, FrontEnd
+
+SLOW = FrontEnd(sample_rate=4000, window=256, hop=100, bands=40, highest=2000.0, seconds=2.0)
 
 
-def reference(waveform):
+def reference(waveform, rate=16_000, samples=95_744, window=512, hop=256, bands=64, highest=8000):
     """The lineage of the paper's code, written with SciPy and librosa in double precision."""
-    filled = np.tile(waveform.astype(np.float64), -(-95_744 // len(waveform)))[:95_744]
+    filled = np.tile(waveform.astype(np.float64), -(-samples // len(waveform)))[:samples]
     spectrum = scipy.signal.spectrogram(
-        filled, fs=16_000, window=np.hamming(512), nperseg=512, noverlap=256, detrend=False,
-        mode="magnitude",
+        filled, fs=rate, window=np.hamming(window), nperseg=window, noverlap=window - hop,
+        detrend=False, mode="magnitude",
     )[2]  # fmt: skip
-    bands = {"n_mels": 64, "fmin": 20, "fmax": 8000}
-    filters = librosa.filters.mel(sr=16_000, n_fft=512, dtype=np.float64, **bands)
+    bands = {"n_mels": bands, "fmin": 20, "fmax": highest}
+    filters = librosa.filters.mel(sr=rate, n_fft=window, dtype=np.float64, **bands)
     return np.log(filters @ spectrum + 1e-8).T
 
 
@@ -46,6 +54,72 @@ def test_equals_scipy_and_librosa_on_speech(speech):
         np.testing.assert_allclose(ours, reference(waveform), atol=1e-3)
 
 
+@pytest.mark.parametrize("front", [MACHINES, SLOW], ids=["machines", "slow"])
+def test_another_front_end_equals_scipy_and_librosa(front):
+    waveform = np.random.default_rng(0).normal(0, 0.1, 3 * front.samples // 4)
+    ours = features.LogMel(front)(torch.from_numpy(waveform)[None])
+    assert ours.shape == (1, 1, *front.shape)
+    expected = reference(
+        waveform, front.sample_rate, front.samples, front.window, front.hop, front.bands,
+        front.highest,
+    )  # fmt: skip
+    np.testing.assert_allclose(ours[0, 0].numpy(), expected, atol=1e-3)
+
+
+def test_a_machines_image_is_311_by_128():
+    assert features.LogMel(MACHINES)(torch.randn(2, 9_000)).shape == (2, 1, 311, 128)
+
+
+@pytest.mark.parametrize("front", [MACHINES, SLOW], ids=["machines", "slow"])
+def test_a_tone_is_in_its_band(front):
+    tone = torch.sin(2 * torch.pi * 900 * torch.arange(front.samples) / front.sample_rate)
+    log_mel = features.LogMel(front)
+    loudest = log_mel(tone[None]).mean((0, 1, 2)).argmax()
+    hertz = torch.linspace(0, front.sample_rate / 2, len(log_mel.filters), dtype=torch.float64)
+    band = log_mel.filters[:, loudest]
+    assert float((band * hertz).sum() / band.sum()) == pytest.approx(900, abs=40)
+
+
+def test_an_empty_filter_is_refused():
+    front = dataclasses.replace(SPEECH, window=256, bands=128)
+    with pytest.raises(
+        InputError, match="bands 128 are too many for window 256 at 16000 Hz, 12 would be"
+    ):
+        features.LogMel(front)
+    features.LogMel(dataclasses.replace(front, window=512))
+
+
+def test_the_level_is_that_of_the_recording():
+    sound = torch.randn(1, 40_000, dtype=torch.float64)
+    sound /= sound.square().mean().sqrt()
+    pair = torch.cat([0.2 * sound, 0.02 * sound])  # 20 dB apart
+    one, other = features.LogMel(level="rms")(pair)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    torch.testing.assert_close(one, features.LogMel()(10**-1.3 * sound)[0], rtol=0, atol=1e-4)
+    one, other = features.LogMel(level="none")(pair)
+    louder = torch.full_like(one, math.log(10))
+    torch.testing.assert_close(one - other, louder, rtol=0, atol=0.05)  # the floor takes a little
+
+
+def test_the_level_is_differentiable_and_spares_silence():
+    log_mel = features.LogMel(level="rms")
+    hushed = torch.cat([torch.zeros(1, 9_000), torch.full((1, 9_000), 9e-7)])
+    torch.testing.assert_close(log_mel(hushed), features.LogMel()(hushed))
+    waveform = torch.cat([hushed, torch.randn(1, 9_000)]).requires_grad_()
+    log_mel(waveform).sum().backward()
+    assert torch.isfinite(waveform.grad).all()
+    with pytest.raises(ValueError, match="level 'loud' is unknown; choose from none, rms"):
+        features.LogMel(level="loud")
+
+
+def test_bands_closer_than_bins_still_sound():
+    front = dataclasses.replace(SPEECH, bands=128)  # 117 of them are independent
+    tone = 0.1 * torch.sin(2 * torch.pi * 900 * torch.arange(front.samples) / front.sample_rate)
+    image = features.LogMel(front)(tone[None])
+    again = features.LogMel(front)(features.approximate_sound(image, front))
+    assert again.mean((0, 1, 2)).argmax() == image.mean((0, 1, 2)).argmax()
+
+
 def test_is_differentiable_and_rejects_no_samples():
     waveform = torch.randn(2, 30_000, requires_grad=True)
     features.LogMel()(waveform).sum().backward()
@@ -58,6 +132,31 @@ def test_statistics_from_sums_equal_the_pooled_ones(federation):
     train = federation.log_mels[federation.table("train").index].astype(np.float64)
     np.testing.assert_allclose(federation.mean, train.mean((0, 1)), atol=1e-5)
     np.testing.assert_allclose(federation.std, train.std((0, 1)), atol=1e-5)
+
+
+def test_the_cache_keeps_front_ends_and_levels_apart(tmp_path):
+    rate, seconds = 8000, 2.5
+    wave = np.random.default_rng(0).normal(0, 0.01, int(rate * seconds))
+    soundfile.write(tmp_path / "a.wav", wave, rate)
+    found = {
+        (front, level): features.cached_log_mels(
+            tmp_path, ["a.wav"], ["x"], cache=tmp_path / "cache", front=front, level=level
+        )
+        for front in (SPEECH, SLOW)
+        for level in ("none", "rms")
+    }
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+    for (front, level), images in found.items():
+        assert images.shape == (1, *front.shape)
+        sound = features.sound(tmp_path / "a.wav", rate=front.sample_rate)
+        assert sound.shape[1] == pytest.approx(seconds * front.sample_rate, abs=1)
+        own = features.LogMel(front, level=level)(sound)[0]
+        np.testing.assert_array_equal(images, own.numpy())
+        sums = features.client_sums(images)
+        assert (sums.count, sums.first.shape) == (front.frames, (front.bands,))
+        listen = features.StandardisedLogMel(*features.pool([sums]), front, level=level)
+        np.testing.assert_allclose(listen(sound).mean((0, 1, 2)), 0, atol=1e-3)
+        assert listen.approximate_sound(listen(sound)).shape[1] > 0.9 * front.samples
 
 
 def test_cache_is_keyed_by_content_and_written_once(tmp_path, federation, monkeypatch):

@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from fedser_utils import attacks, audio, features, models
+from fedser_utils.frontends import MACHINES
+from fedser_utils.seeding import generator
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,20 @@ def test_a_wav_still_fools_after_16_bits(heard, tmp_path):
     assert len(clips) == 12
     assert before >= 11
     assert after >= 11
+
+
+def test_through_another_front_end():
+    """A model of tones' loudness by band, 311 x 128: the sound that fools it keeps its ratio."""
+    listen = features.StandardisedLogMel(
+        np.zeros(128, np.float32), np.ones(128, np.float32), MACHINES, level="rms"
+    )
+    weak = models.Planted(3, size=311 * 128, generator=generator(0, "planted"))
+    sound = 0.1 * torch.randn(1, 20_000, generator=generator(0, "sound"))
+    y = attacks.predictions(weak, listen(sound))
+    moved = attacks.waveform_pgd(weak, sound, y, features=listen, snr_db=40, steps=5)
+    assert moved.shape == sound.shape
+    assert attacks.snr_db(sound, moved).item() >= 40 - 1e-3
+    assert attacks.predictions(weak, listen(moved)) != y
 
 
 def test_a_tight_budget_spares_more(heard):
