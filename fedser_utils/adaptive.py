@@ -22,6 +22,7 @@ from fedser_utils.seeding import generator
 from fedser_utils.trial import Attempt, Trial, arts, eot_pgd, strongest, to_the_boundary
 
 LN_PER_DB = torch.log(torch.tensor(10.0)).item() / 20
+LATER = 0.08  # seconds
 
 
 def against(
@@ -251,17 +252,21 @@ def controls(trial: Trial, *, epsilon: float) -> pd.DataFrame:
     """Evidence "control": changes that no attacker made, with and without the randomisation.
 
     Noise as large as FGSM's perturbation; the same L2 norm of noise in a quarter of the Mel bands;
-    80 ms later; 6 dB louder, which the log's floor and the standardisation let through as a shift.
+    80 ms later, or what comes next to it in whole frames; 6 dB louder, which the log's floor and
+    the standardisation let through as a shift (of the image alone, where clips are made equally
+    loud before).
     """
     draw = torch.randn(trial.x.shape, generator=generator(trial.seed, "control"))
     noise = epsilon * draw.to(trial.x.device).sign()
     band = torch.zeros_like(noise)
     quarter = noise.shape[3] // 4
     band[..., quarter : 2 * quarter] = 2 * noise[..., quarter : 2 * quarter]
+    step = trial.front.hop / trial.front.sample_rate
+    frames = max(1, round(LATER / step))
     changed = {
         "noise": trial.x + noise,
         "band noise": trial.x + band,
-        "shift by 80 ms": trial.x.roll(5, dims=2),
+        f"shift by {1000 * frames * step:.0f} ms": trial.x.roll(frames, dims=2),
         "gain of 6 dB": trial.x + 6 * LN_PER_DB / trial.std,
     }
     rows = [
@@ -283,6 +288,7 @@ def planted(trial: Trial, white: Mapping[str, Attempt], *, epsilon: float) -> pd
         "hop_skip_jump": arts("hop_skip_jump", bounded=False, max_iter=2, max_eval=200),
     }
     options = {"classes": len(trial.classes), "generator": generator(trial.seed, "planted")}
+    options["size"] = trial.x[0].numel()
     plain, drawn = Planted(**options), Planted(**options, cells=4)
     kept = replace(trial, randomise=trial.randomise.resized("nearest"))  # keeps pixels' values
     rows = []

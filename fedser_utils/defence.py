@@ -69,9 +69,9 @@ def tune(
     as ``Randomise.with_margins`` takes them; values: of the padding. Returns a row per setting:
     frames, mels, value, a column for each of ``clips``, and their mean, the score.
     """
-    rows = []
+    rows, shape = [], next(iter(clips.values())).shape[2:]
     for (frames, mels), value in product(margins, values):
-        randomise = Randomise.with_margins(frames, mels, value=value, mode=mode)
+        randomise = Randomise.with_margins(frames, mels, shape=shape, value=value, mode=mode)
         row = {"frames": frames, "mels": mels, "value": value}
         for name, x in clips.items():
             options = {"randomise": randomise, "draws": draws, "seed": seed, "pool": pool}

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from fedser_utils.config import choose
+from fedser_utils.frontends import SPEECH
 
 RESIZE_MODES = ("bilinear", "nearest")
-FRAMES, MELS = 373, 64  # of a log-Mel image
+FRAMES, MELS = SPEECH.shape
+MARGINS = (7, 2)  # the paper's, of frames and Mel bands
 
 
 class Draw(NamedTuple):
@@ -29,15 +31,16 @@ class Randomise(nn.Module):
     """Enlarge to (W', H'), then pad to (W'', H''), at random, afresh for every clip.
 
     frames, mels: half-open ranges of W' and H'; padded: (W'', H''); value: of the padding, in
-    standardised log-Mel; mode: bilinear or nearest. Defaults are the paper's.
+    standardised log-Mel; mode: bilinear or nearest. Defaults are the paper's: [373, 380) and
+    [64, 66), padded to (380, 66).
     """
 
     def __init__(
         self,
         *,
-        frames: tuple[int, int] = (FRAMES, 380),
-        mels: tuple[int, int] = (MELS, 66),
-        padded: tuple[int, int] = (380, 66),
+        frames: tuple[int, int] = (FRAMES, FRAMES + MARGINS[0]),
+        mels: tuple[int, int] = (MELS, MELS + MARGINS[1]),
+        padded: tuple[int, int] = (FRAMES + MARGINS[0], MELS + MARGINS[1]),
         value: float = 0.5,
         mode: str = "bilinear",
     ) -> None:
@@ -50,11 +53,24 @@ class Randomise(nn.Module):
         self.training = False  # there is nothing to train: it never stands in an attack's way
 
     @classmethod
-    def with_margins(cls, frames: int, mels: int, **options: float | str) -> Randomise:
-        """Enlarged by fewer than ``frames`` frames and ``mels`` bands (by nothing where that is
-        1), padded by so many: the paper's are 7 and 2."""
-        ranges = {"frames": (FRAMES, FRAMES + frames), "mels": (MELS, MELS + mels)}
-        return cls(**ranges, padded=(FRAMES + frames, MELS + mels), **options)
+    def on(cls, shape: tuple[int, int], *, mode: str = "bilinear") -> Randomise:
+        """The paper's margins on images of (frames, mels)."""
+        return cls.with_margins(*MARGINS, shape=shape, mode=mode)
+
+    @classmethod
+    def with_margins(
+        cls,
+        frames: int,
+        mels: int,
+        *,
+        shape: tuple[int, int] = (FRAMES, MELS),
+        **options: float | str,
+    ) -> Randomise:
+        """Images of ``shape`` enlarged by fewer than ``frames`` frames and ``mels`` bands (by
+        nothing where that is 1), padded by so many: the paper's are 7 and 2."""
+        padded = (shape[0] + frames, shape[1] + mels)
+        ranges = {"frames": (shape[0], padded[0]), "mels": (shape[1], padded[1])}
+        return cls(**ranges, padded=padded, **options)
 
     def resized(self, mode: str) -> Randomise:
         """The same ranges and padding with another mode."""
@@ -73,7 +89,10 @@ class Randomise(nn.Module):
         return Draw(torch.stack(sizes, 1), torch.stack(offsets, 1))
 
     def forward(self, x: Tensor, draw: Draw) -> Tensor:
-        """x: (batch, 1, frames, mels). Returns (batch, 1, W'', H'')."""
+        """x: (batch, 1, frames, mels), no larger than what it enlarges to. Returns
+        (batch, 1, W'', H'')."""
+        if any(size > low for size, (low, _) in zip(x.shape[2:], self.ranges, strict=True)):
+            raise ValueError(f"images {tuple(x.shape[2:])} do not fit sizes in {self.ranges}")
         axes = [
             _axis(x.shape[2 + i], self.padded[i], draw.size[:, i], draw.offset[:, i], self.mode, x)
             for i in (0, 1)

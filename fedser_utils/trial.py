@@ -19,6 +19,7 @@ from torch import Tensor
 from fedser_utils.attacks import Model, art_attack, deepfool, perceptibility, pgd, predictions
 from fedser_utils.defence import over_draws
 from fedser_utils.evaluation import draw_rows, in_batches, labelled
+from fedser_utils.frontends import SPEECH, FrontEnd
 from fedser_utils.models import attackable, folded, load
 from fedser_utils.partition import Federation
 from fedser_utils.randomisation import Randomise, RandomisedModel
@@ -41,7 +42,7 @@ class Trial:
     plain: the model that decides, of images of any size; aim: the same for gradients; clips: the
     table of the clips; x: (n, 1, frames, mels) standardised log-Mel; y: (n,) labels; classes:
     their names; mean, std: (mels,) of the standardisation; draws: how often each clip is judged,
-    each time with a fresh draw; facts: columns of all evidence.
+    each time with a fresh draw; facts: columns of all evidence; front: of x.
     """
 
     plain: Model
@@ -57,6 +58,7 @@ class Trial:
     draws: int
     seed: int
     pool: Executor | None = None
+    front: FrontEnd = SPEECH
 
     def judged(self, moved: Tensor, *, defended: bool = True, **facts: Any) -> pd.DataFrame:
         """Evidence on ``moved``, behind the randomisation or without it."""
@@ -200,12 +202,14 @@ def on_trial(
     model = load(run).to(device)
     x, y = data.tensors(clips, device=device)
     made = run.settings
+    front = made.front_end
     mean, std = (torch.from_numpy(value).to(device) for value in data.standard(clips))
     return Trial(
         plain=folded(model), aim=attackable(model, bf16=bf16), clips=clips, x=x, y=y,
         classes=data.classes, mean=mean, std=std,
         facts={"run": run.id, "model": made.model, "round": made.rounds},
-        randomise=Randomise(mode=made.resize), draws=draws, seed=made.seed, pool=pool,
+        randomise=Randomise.on(front.shape, mode=made.resize), draws=draws, seed=made.seed,
+        pool=pool, front=front,
     )  # fmt: skip
 
 

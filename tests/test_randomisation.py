@@ -67,6 +67,20 @@ def test_sizes_that_do_not_fit_are_refused():
         Randomise(mode="cubic")
 
 
+def test_the_papers_margins_on_another_shape():
+    paper, same = Randomise(), Randomise.on((373, 64))
+    assert (same.ranges, same.padded, same.value) == (paper.ranges, paper.padded, paper.value)
+    machines = Randomise.on((311, 128), mode="nearest")
+    assert machines.ranges == ((311, 318), (128, 130))
+    assert machines.padded == (318, 130)
+    assert machines.mode == "nearest"
+    x = torch.randn(3, 1, 311, 128)
+    drawn = machines(x, machines.draw(3, generator()))
+    assert drawn.shape == (3, 1, 318, 130)
+    with pytest.raises(ValueError, match=r"images \(311, 128\) do not fit sizes"):
+        Randomise()(x, Randomise().draw(3, generator()))
+
+
 def test_no_padding_and_no_resizing_is_the_identity():
     randomise = Randomise(frames=(373, 374), mels=(64, 65), padded=(373, 64))
     x = torch.randn(2, 1, 373, 64)

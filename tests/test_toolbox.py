@@ -44,6 +44,15 @@ def test_fools_a_planted_weak_model(name, planted, clips):
         assert (moved - clips).abs().max() <= TOOLBOX[name][1]["eps"] + 1e-5
 
 
+@pytest.mark.parametrize("shape", [(311, 128), (32, 40)])
+def test_squares_fit_images_of_any_shape(shape):
+    model = models.Planted(3, size=shape[0] * shape[1], generator=generator(0, "planted"))
+    x = torch.randn(2, 1, *shape, generator=generator(1, "clips"))
+    moved = art_attack("square", model, x, max_iter=5)
+    assert moved.shape == x.shape
+    assert 0 < (moved - x).abs().max() <= 0.05 + 1e-5
+
+
 def test_the_same_seed_gives_the_same_attack(planted, clips):
     one, other = (art_attack("square", planted, clips[:2], seed=3, max_iter=20) for _ in range(2))
     assert torch.equal(one, other)

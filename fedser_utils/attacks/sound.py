@@ -28,7 +28,7 @@ def waveform_pgd(
 ) -> Tensor:
     """PGD in L2 on the sound itself: the gradient goes through the features.
 
-    model: of what ``features`` gives; features: differentiable, (batch, samples) at 16 kHz to
+    model: of what ``features`` gives; features: differentiable, (batch, samples) to
     (batch, 1, frames, mels), as ``features.StandardisedLogMel``. waveform: (batch, samples) in
     [-1, 1]; y: (batch,) labels, or None for the model's own predictions. snr_db: the ratio of the
     clip's energy to the perturbation's, in dB, not to be fallen below. Each of the steps goes

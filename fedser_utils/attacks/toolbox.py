@@ -65,9 +65,9 @@ def art_attack(
     the model's own predictions. eot: draws of a randomised model, whose logits are averaged.
     seed: of the attack's own draws. settings: of ART's class, in ART's words (eps, max_iter).
 
-    square: ART's first square is wider than 64 Mel bands and crashes, so it starts with one that
-    fits; L-inf only. boundary, hop_skip_jump: they start from the nearest clip of the batch that
-    the model takes for another class, or from noise where there is none.
+    square: ART's first square is wider than an image has Mel bands and crashes, so it starts with
+    one that fits; L-inf only. boundary, hop_skip_jump: they start from the nearest clip of the
+    batch that the model takes for another class, or from noise where there is none.
 
     Returns the adversarial batch, on x's device. Raises ValueError as ``target.checked`` does and
     for an unknown name or setting, with the choices.
