@@ -1,7 +1,7 @@
 """The recordings of a run's clips, to be heard and seen in a notebook. Never imports torch.
 
-A clip's name is its path below the corpus's folder. A deployment has no such folder: its
-recordings stay with their owners.
+A clip's name is its path below the corpus's folder; of several corpora, the corpus's name and
+that path. A deployment has no such folder: its recordings stay with their owners.
 """
 
 from __future__ import annotations
@@ -9,22 +9,21 @@ from __future__ import annotations
 import base64
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import soundfile
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from fedser_utils import audio, counted
-from fedser_utils.audio import SAMPLE_RATE
-from fedser_utils.config import SYNTHETIC
+from fedser_utils.config import EMBEDDED, Settings, corpus_name
+from fedser_utils.frontends import SPEECH, FrontEnd
 from fedser_utils.runs import Run
 
 Find = Callable[[str], bytes | None]  # a clip's name -> its WAV, or its PNG; None: not at hand
@@ -32,58 +31,79 @@ NOTE = (
     "Sounds and log-Mels are of the recordings; under an attack the model was shown a changed "
     "log-Mel. A log-Mel's colours go 80 dB down from its loudest."
 )
-LONGEST = 95_744  # samples that a model sees; what is longer is cut
-WINDOW, HOP, MELS = 512, 256, 64
-LOWEST, HIGHEST, FLOOR = 20.0, 8000.0, 1e-8  # Hz, Hz, spectral magnitude
+FLOOR = 1e-8  # spectral magnitude
 RANGE = 80  # dB shown below a clip's loudest
-TICKS = (100, 500, 1000, 2000, 4000, 8000)  # Hz
+TICKS = np.array([100, *(500 * 2**octave for octave in range(11))])  # Hz
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """The recordings below a folder; None: they are not at hand."""
+    """Recordings below folders. roots: a corpus's name -> its folder, or "" -> the only one;
+    corpora that are not at hand are left out. front: what the models saw of them."""
 
-    root: Path | None
+    roots: Mapping[str, Path]
+    front: FrontEnd = SPEECH
+
+    def path(self, clip: str) -> Path | None:
+        """Where a clip's recording should be; None where its corpus is not at hand."""
+        corpus, _, below = ("", "", clip) if "" in self.roots else clip.partition("/")
+        return self.roots[corpus] / below if corpus in self.roots else None
 
     def sound(self, clip: str) -> bytes | None:
-        """A 16-bit mono WAV at 16 kHz of a clip; None where its recording is not at hand."""
-        waveform = None if self.root is None else _waveform(self.root / clip)
-        if waveform is None:
-            return None
-        wav = io.BytesIO()
-        peak = max(1.0, float(np.abs(waveform).max()))  # resampled, it may go a little beyond 1
-        soundfile.write(wav, waveform / peak, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-        return wav.getvalue()
+        """A mono WAV of a clip that browsers play; None where its recording is not at hand."""
+        rate = self.front.sample_rate
+        waveform = _waveform(self.path(clip), rate)
+        return None if waveform is None else audio.playable(waveform, rate=rate)
 
     def picture(self, clip: str) -> bytes | None:
         """A PNG of a clip's log-Mel; None where its recording is not at hand."""
-        return None if self.root is None else _picture(self.root / clip)
+        return _picture(self.path(clip), self.front)
 
 
-def _waveform(path: Path) -> np.ndarray | None:
+def _waveform(path: Path | None, rate: int) -> np.ndarray | None:
     try:
-        return audio.read(path).waveform
+        return None if path is None else audio.read(path, rate=rate).waveform
     except audio.BadClipError:
         return None
 
 
 @functools.lru_cache(maxsize=256)
-def _picture(path: Path) -> bytes | None:
-    waveform = _waveform(path)
-    return None if waveform is None else png(log_mel(waveform))
+def _picture(path: Path | None, front: FrontEnd) -> bytes | None:
+    waveform = _waveform(path, front.sample_rate)
+    return None if waveform is None else png(log_mel(waveform, front), front)
 
 
 def of(run: Run, *, corpus: str) -> Recordings:
-    """The recordings of a run's clips. corpus: where they are now, "synthetic" or a path."""
-    made = run.config["settings"]
-    if made["runtime"] == "deployment":
-        return Recordings(None)
-    if corpus == SYNTHETIC:
-        name = f"synthetic-{made['speakers']}x{made['clips']}-s0-*"
-        found = (run.folder.parent / "corpora").glob(name)
-        return Recordings(max(found, key=lambda path: path.stat().st_mtime, default=None))
-    root = Path(corpus).expanduser()
-    return Recordings(root.parent if root.is_file() else root)
+    """The recordings of a run's clips.
+
+    corpus: where they are now, in the run's order: "synthetic", "machines" or a path, several with
+    commas. Raises InputError for a path that does not exist.
+    """
+    moved = run.config["settings"] | {"corpus": corpus}
+    made = Run(run.folder, run.config | {"settings": moved}).settings
+    if made.runtime == "deployment":
+        return Recordings({}, made.front_end)
+    names = _names(made.corpora) if len(made.corpora) > 1 else [""]
+    folders = (_folder(entry, made) for entry in made.corpora)
+    found = {name: root for name, root in zip(names, folders, strict=True) if root}
+    return Recordings(found, made.front_end)
+
+
+def _names(corpora: Sequence[str]) -> list[str]:
+    """What each of several corpora is called: where two are called alike, the later one has a
+    number."""
+    names = [corpus_name(entry) for entry in corpora]
+    again = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name}-{n + 1}" if n else name for name, n in zip(names, again, strict=True)]
+
+
+def _folder(entry: str, made: Settings) -> Path | None:
+    """Where the recordings of one corpus are; None where an embedded one is not written."""
+    if entry in EMBEDDED:
+        written = f"{entry}-{made.speakers}x{made.clips}-s0-*"
+        found = (Path(made.outputs) / "corpora").glob(written)
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return Path(entry).parent if Path(entry).is_file() else Path(entry)
 
 
 def mel(hz: np.ndarray | float) -> np.ndarray:
@@ -93,50 +113,54 @@ def mel(hz: np.ndarray | float) -> np.ndarray:
 
 
 @functools.cache
-def filters() -> np.ndarray:
-    """(257, 64): triangles over the spectrum, equally wide in Mel and of equal area in Hz."""
-    mels = np.linspace(mel(LOWEST), mel(HIGHEST), MELS + 2)
+def filters(front: FrontEnd = SPEECH) -> np.ndarray:
+    """(window / 2 + 1, mels): triangles over the spectrum, equally wide in Mel and of equal area in
+    Hz."""
+    mels = np.linspace(mel(front.lowest), mel(front.highest), front.bands + 2)
     corners = np.where(mels < 15, 200 * mels / 3, 1000 * 6.4 ** ((mels - 15) / 27))  # Hz
     low, middle, high = corners[:-2], corners[1:-1], corners[2:]
-    hz = np.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1)[:, None]
+    hz = np.linspace(0, front.sample_rate / 2, front.window // 2 + 1)[:, None]
     sides = np.minimum((hz - low) / (middle - low), (high - hz) / (high - middle))
     return np.maximum(sides, 0) * 2 / (high - low)
 
 
-def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """What ``features.LogMel`` makes of a recording, as long as the recording is: not repeated,
-    but cut. waveform: (samples,) at 16 kHz. Returns (frames, 64), ln(magnitude + 1e-8)."""
-    window = np.hamming(WINDOW)
-    window /= np.sqrt(SAMPLE_RATE * np.square(window).sum())
-    filled = np.pad(waveform[:LONGEST].astype(float), (0, max(0, WINDOW - len(waveform))))
-    frames = np.lib.stride_tricks.sliding_window_view(filled, WINDOW)[::HOP] * window
-    return np.log(np.abs(np.fft.rfft(frames)) @ filters() + FLOOR)
+def log_mel(waveform: np.ndarray, front: FrontEnd = SPEECH) -> np.ndarray:
+    """What ``features.LogMel`` makes of a recording (at the level it has), as long as the recording
+    is: not repeated, but cut. waveform: (samples,) at the front end's rate. Returns (frames, mels),
+    ln(magnitude + 1e-8)."""
+    window = np.hamming(front.window)
+    window /= np.sqrt(front.sample_rate * np.square(window).sum())
+    heard = waveform[: front.samples].astype(float)
+    filled = np.pad(heard, (0, max(0, front.window - len(heard))))
+    frames = np.lib.stride_tricks.sliding_window_view(filled, front.window)[:: front.hop] * window
+    return np.log(np.abs(np.fft.rfft(frames)) @ filters(front) + FLOOR)
 
 
-def png(image: np.ndarray) -> bytes:
-    """A picture of a log-Mel, (frames, 64): seconds across, Hz up on the Mel scale, 80 dB down
+def png(image: np.ndarray, front: FrontEnd = SPEECH) -> bytes:
+    """A picture of a log-Mel, (frames, mels): seconds across, Hz up on the Mel scale, 80 dB down
     from the clip's loudest from bright to dark."""
-    figure, axes, shown = _drawing()
-    seconds = len(image) * HOP / SAMPLE_RATE
+    figure, axes, shown = _drawing(front)
+    seconds = len(image) * front.hop / front.sample_rate
     shown.set_data(20 / np.log(10) * (image - image.max()).T)
-    shown.set_extent((0, seconds, 0, MELS))
-    axes.set(xlim=(0, seconds), ylim=(0, MELS))
+    shown.set_extent((0, seconds, 0, front.bands))
+    axes.set(xlim=(0, seconds), ylim=(0, front.bands))
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file)
     return file.getvalue()
 
 
 @functools.cache
-def _drawing() -> tuple[Figure, Axes, AxesImage]:
+def _drawing(front: FrontEnd) -> tuple[Figure, Axes, AxesImage]:
     """A figure with its axes and an image to be replaced: to set up axes takes longer than to
     draw."""
     figure = Figure(figsize=(3.4, 1.3), dpi=100)
     axes = figure.add_axes((0.14, 0.27, 0.84, 0.69))
     look = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": -RANGE, "vmax": 0}
-    shown = axes.imshow(np.zeros((MELS, 1)), **look)
-    step = (mel(HIGHEST) - mel(LOWEST)) / (MELS + 1)
-    places = (mel(np.array(TICKS)) - mel(LOWEST)) / step - 0.5  # band b's middle is at b + 0.5
-    axes.set_yticks(np.minimum(places, MELS), [str(hz) for hz in TICKS])
+    shown = axes.imshow(np.zeros((front.bands, 1)), **look)
+    step = (mel(front.highest) - mel(front.lowest)) / (front.bands + 1)
+    ticks = TICKS[(front.lowest <= TICKS) & (front.highest >= TICKS)]
+    places = (mel(ticks) - mel(front.lowest)) / step - 0.5  # band b's middle is at b + 0.5
+    axes.set_yticks(places.clip(0, front.bands), [str(hz) for hz in ticks])
     axes.tick_params(labelsize=7, length=2, pad=2)
     axes.set_xlabel("s", fontsize=7, labelpad=1)
     axes.set_ylabel("Hz", fontsize=7, labelpad=1)

@@ -20,8 +20,11 @@ from fedser_utils import (
     selections,
     tables,
 )
+from fedser_utils.config import InputError
+from fedser_utils.frontends import MACHINES, SPEECH, FrontEnd
 from fedser_utils.selections import Decisions, Setting
 
+WIDE = FrontEnd(sample_rate=96_000, window=4096, hop=2048, bands=80, highest=20_000.0)
 CLASSES = ["guilt", "fear", "anger"]
 COLUMNS = [*runs.PREDICTIONS, "seed"]
 
@@ -307,7 +310,7 @@ def test_recordings_are_found_heard_and_seen(tmp_path):
     (folder / "DEMOS").mkdir(parents=True)
     wave = 0.3 * np.sin(2 * np.pi * 1000 * np.arange(22_050) / 22_050)
     soundfile.write(folder / "DEMOS" / "tone.wav", np.stack([wave, wave], 1), 22_050)
-    made = {"runtime": "cohort", "speakers": 8, "clips": 280}
+    made = {"runtime": "cohort", "speakers": 8, "clips": 280}  # as before there were front ends
     run = runs.Run(tmp_path / "demo-nature-s0", {"settings": made})
     found = recordings.of(run, corpus=str(folder))
     samples, rate = soundfile.read(io.BytesIO(found.sound("DEMOS/tone.wav")))
@@ -316,25 +319,76 @@ def test_recordings_are_found_heard_and_seen(tmp_path):
     assert found.sound("DEMOS/other.wav") is None
     assert found.picture("DEMOS/other.wav") is None
     (folder / "manifest.csv").touch()
-    assert recordings.of(run, corpus=str(folder / "manifest.csv")).root == folder
-    assert recordings.of(run, corpus="synthetic").root is None
-    (tmp_path / "corpora" / "synthetic-8x280-s0-abcd").mkdir(parents=True)
-    assert recordings.of(run, corpus="synthetic").root.name == "synthetic-8x280-s0-abcd"
+    assert recordings.of(run, corpus=str(folder / "manifest.csv")).roots == {"": folder}
     deployed = runs.Run(run.folder, {"settings": made | {"runtime": "deployment"}})
     assert recordings.of(deployed, corpus=str(folder)).sound("DEMOS/tone.wav") is None
 
 
-def test_the_pictures_log_mel_is_the_models():
+@pytest.mark.parametrize("corpus", ["synthetic", "machines"])
+def test_recordings_of_an_embedded_corpus(tmp_path, corpus):
+    run = runs.Run(tmp_path / "demo-nature-s0", {"settings": {"speakers": 8, "clips": 280}})
+    assert recordings.of(run, corpus=corpus).path("a.wav") is None
+    assert recordings.of(run, corpus=corpus).sound("a.wav") is None
+    folder = tmp_path / "corpora" / f"{corpus}-8x280-s0-abcd"
+    folder.mkdir(parents=True)
+    (tmp_path / "corpora" / f"{corpus}-8x28-s0-abcd").mkdir()
+    found = recordings.of(run, corpus=corpus)
+    assert found.path("DEMOS/a.wav") == folder / "DEMOS" / "a.wav"
+    assert found.front == {"synthetic": SPEECH, "machines": MACHINES}[corpus]
+
+
+def test_recordings_of_several_corpora(tmp_path):
+    tone = 0.3 * np.sin(2 * np.pi * 100 * np.arange(8_000) / 4_000)
+    for place, (name, loud) in enumerate((("one", 1), ("two", 0.5), ("two", 0.25))):
+        folder = tmp_path / str(place) / name / "deep"
+        folder.mkdir(parents=True)
+        soundfile.write(folder / "tone.wav", loud * tone, 4_000)
+    corpus = f"{tmp_path}/0/one, {tmp_path}/1/two,synthetic,{tmp_path}/2/two"
+    slow = {"sample_rate": 4000, "highest": 2000.0, "hop": 128, "seconds": 2.0}
+    run = runs.Run(tmp_path / "demo-nature-s0", {"settings": {"log_mel": "speech"} | slow})
+    found = recordings.of(run, corpus=corpus)
+    assert list(found.roots) == ["one", "two", "two-2"]  # the embedded one is not written
+    for name, peak in (("one", 0.3), ("two", 0.15), ("two-2", 0.075)):
+        samples, rate = soundfile.read(io.BytesIO(found.sound(f"{name}/deep/tone.wav")))
+        assert rate == 16_000  # 4 kHz is none that browsers play
+        assert len(samples) == 32_000
+        assert np.abs(samples[4_000:-4_000]).max() == pytest.approx(peak, rel=0.01)
+        assert found.picture(f"{name}/deep/tone.wav").startswith(b"\x89PNG")
+    for missing in ("two-3/deep/tone.wav", "synthetic/deep/tone.wav", "one/tone.wav", "one"):
+        assert found.sound(missing) is found.picture(missing) is None
+    with pytest.raises(InputError, match="'/nowhere' does not exist"):
+        recordings.of(run, corpus="/nowhere")
+
+
+@pytest.mark.parametrize("front", [SPEECH, MACHINES], ids=["speech", "machines"])
+def test_the_pictures_log_mel_is_the_models(front):
     import torch
 
     from fedser_utils.features import LogMel  # with torch
 
     waveform = np.random.default_rng(0).normal(0, 0.1, 40_000).astype(np.float32)
-    seen = LogMel()(torch.from_numpy(waveform)[None])[0, 0].numpy()
-    for own in (recordings.log_mel(waveform), recordings.log_mel(np.tile(waveform, 3))):
-        np.testing.assert_allclose(own, seen[: len(own)], atol=1e-4)
-    assert recordings.log_mel(np.tile(waveform, 3)).shape == seen.shape
-    assert recordings.log_mel(waveform[:100]).shape == (1, 64)
+    seen = LogMel(front)(torch.from_numpy(waveform)[None])[0, 0].numpy()
+    for own in (waveform, np.tile(waveform, 5)):
+        drawn = recordings.log_mel(own, front)
+        np.testing.assert_allclose(drawn, seen[: len(drawn)], atol=1e-4)
+    assert drawn.shape == seen.shape
+    assert recordings.log_mel(waveform[:100], front).shape == (1, front.bands)
+
+
+@pytest.mark.parametrize(
+    ("front", "labels", "top"),
+    [
+        (SPEECH, [100, 500, 1000, 2000, 4000, 8000], 64),
+        (WIDE, [100, 500, 1000, 2000, 4000, 8000, 16000], 76),
+        (FrontEnd(sample_rate=4000, bands=40, lowest=200.0, highest=1500.0), [500, 1000], 27),
+    ],
+)
+def test_the_pictures_axis_follows_the_front_end(front, labels, top):
+    """By hand: mel(20 kHz) = 58.57, mel(16 kHz) = 55.33, mel(1.5 kHz) = 20.90."""
+    axes = recordings._drawing(front)[1]
+    assert [int(text.get_text()) for text in axes.get_yticklabels()] == labels
+    assert axes.get_yticks()[-1] == pytest.approx(top, abs=0.5)
+    assert recordings.png(np.zeros((7, front.bands)), front).startswith(b"\x89PNG")
 
 
 def test_it_works_without_torch(tmp_path, predictions):
