@@ -20,7 +20,8 @@ from torch import Tensor
 from fedser_utils import models
 from fedser_utils.answers import JOIN, PACKED, STATISTICS, as_record
 from fedser_utils.config import client_name
-from fedser_utils.features import MELS, Sums
+from fedser_utils.features import Sums
+from fedser_utils.frontends import SPEECH
 from fedser_utils.grids import ClientGrid, size
 from fedser_utils.scrutiny import (
     fault_of_confusion,
@@ -53,11 +54,12 @@ class Joined(NamedTuple):
 
 
 class RemoteGrid(ClientGrid):
-    """grid: Flower's. The clients are known once they have joined (``wait``)."""
+    """grid: Flower's. The clients are known once they have joined (``wait``). bands: of the log-Mel
+    whose sums they send."""
 
-    def __init__(self, grid: Grid, *, timeout: float) -> None:
+    def __init__(self, grid: Grid, *, timeout: float, bands: int = SPEECH.bands) -> None:
         super().__init__((), ())
-        self.grid, self.timeout = grid, timeout
+        self.grid, self.timeout, self.bands = grid, timeout, bands
         self.joined: dict[int, Joined] = {}  # by place
         self._refused: set[int] = set()  # nodes
 
@@ -105,7 +107,7 @@ class RemoteGrid(ClientGrid):
             try:
                 if reply.has_error():
                     raise ValueError(reply.error.reason)
-                self._admit(read_join(node, reply), online)
+                self._admit(read_join(node, reply, bands=self.bands), online)
             except Exception as error:  # whatever it says, the others go on
                 self._refused.add(node)
                 log.warning("node %d may not join: %s", node, error)
@@ -266,7 +268,7 @@ def _packed(content: RecordDict) -> RecordDict:
     return RecordDict({"arrays": as_record({PACKED: vector}), "config": content["config"]})
 
 
-def read_join(node: int, reply: Message) -> Joined:
+def read_join(node: int, reply: Message, *, bands: int = SPEECH.bands) -> Joined:
     """What a node says when it joins. Raises ValueError for what cannot be."""
     measures, counts = reply.content["metrics"], reply.content.get("counts")
     place, places = int(measures["partition-id"]), int(measures["num-partitions"])
@@ -280,7 +282,7 @@ def read_join(node: int, reply: Message) -> Joined:
     first, second = (reply.content["sums"][name].numpy() for name in ("first", "second"))
     sums = Sums(int(measures["frames"]), first, second)
     joined = Joined(node, place, places, {k: [*v] for k, v in counts.items()}, sums)
-    fault = fault_of_count(joined.examples, None) or fault_of_sums(*sums, (MELS,))
+    fault = fault_of_count(joined.examples, None) or fault_of_sums(*sums, (bands,))
     if fault:
         raise ValueError(f"{client_name(place)} has {fault}")
     return joined

@@ -15,9 +15,11 @@ from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
 from wire import Wire
 
 from fedser_utils import checkpoints, counted, federated, models, remote, runs, tables, workers
-from fedser_utils.features import MELS
+from fedser_utils.frontends import SPEECH
 from fedser_utils.partition import load_share, share_out
 from fedser_utils.strategies import RoundError
+
+MELS = SPEECH.bands
 
 
 @pytest.fixture(autouse=True)
