@@ -11,36 +11,38 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fedser_utils.figures import SECONDS_PER_FRAME
+from fedser_utils.frontends import SPEECH, FrontEnd
 
-HERTZ = (250, 500, 1000, 2000, 4000)
-LOWEST, HIGHEST, BANDS = 20.0, 8000.0, 64  # features'; importing it would import torch
+HERTZ = tuple(250 * 2**octave for octave in range(11))  # of the axis, as far as it goes
 DPI = 110
 
 
-def band_of(hertz: float) -> float:
+def band_of(hertz: float, front: FrontEnd = SPEECH) -> float:
     """The Mel band (from 0) with its centre at a frequency, on Slaney's scale."""
 
     def mel(f: float) -> float:
         return 3 * f / 200 if f < 1000 else 15 + 27 * np.log(f / 1000) / np.log(6.4)
 
-    low, high = mel(LOWEST), mel(HIGHEST)
-    return (mel(hertz) - low) / (high - low) * (BANDS + 1) - 1
+    low, high = mel(front.lowest), mel(front.highest)
+    return (mel(hertz) - low) / (high - low) * (front.bands + 1) - 1
 
 
 class Canvas:
-    """Log-Mels beside each other, axes in seconds and Hz. titles: of each; frames: of an image."""
+    """Log-Mels of a front end beside each other, axes in seconds and Hz. titles: of each."""
 
-    def __init__(self, titles: Sequence[str], *, frames: int, width: float = 11.0) -> None:
+    def __init__(
+        self, titles: Sequence[str], *, front: FrontEnd = SPEECH, width: float = 11.0
+    ) -> None:
         figure = Figure(figsize=(width, 2.3), dpi=DPI, layout="constrained")
         drawn = FigureCanvasAgg(figure)
         grid = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
-        seconds = frames * SECONDS_PER_FRAME
+        seconds = front.frames * (front.hop / front.sample_rate)
+        hertz = [f for f in HERTZ if front.lowest < f < front.highest]
         for axes, title in zip(grid, titles, strict=True):
             axes.set_title(title, fontsize=9)
-            axes.set(xlim=(0, seconds), ylim=(-0.5, BANDS - 0.5))
+            axes.set(xlim=(0, seconds), ylim=(-0.5, front.bands - 0.5))
             axes.set_xlabel("Time [s]", fontsize=8)
-            axes.set_yticks([band_of(f) for f in HERTZ], HERTZ)
+            axes.set_yticks([band_of(f, front) for f in hertz], hertz)
             axes.tick_params(labelsize=8)
         grid[0].set_ylabel("Frequency [Hz]", fontsize=8)
         drawn.draw()

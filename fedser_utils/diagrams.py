@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from fedser_utils.figures import PAGE, STYLE
+from fedser_utils.frontends import SPEECH
 
 NOTATION = r"""
 | notation | meaning |
@@ -22,6 +23,7 @@ NOTATION = r"""
 | $\alpha$ | weight of the original half in the loss (Eq. 5) |
 | $\mathcal{V}$ | the measure: unweighted average recall (UAR) |
 """
+MARGINS = (7, 2)  # randomisation's; importing it would import torch
 _FILL = {"data": "#F6E7C8", "model": "#CFE3F2", "attack": "#F4CFC6", "defence": "#CFEBDD"}
 
 
@@ -45,8 +47,9 @@ def _canvas(width: float, height: float) -> tuple[Figure, plt.Axes]:
 
 
 @mpl.rc_context(STYLE)
-def framework() -> Figure:
-    """Fig. 1: (a) adversarial federated training, (b) randomisation at inference."""
+def framework(*, shape: tuple[int, int] = SPEECH.shape) -> Figure:
+    """Fig. 1: (a) adversarial federated training, (b) randomisation at inference. shape: of a
+    log-Mel image, (frames, mels)."""
     figure, axes = _canvas(16, 7.4)
     axes.text(0, 7.1, "(a) Training: adversarial federated learning", fontsize=8, weight="bold")
     _box(axes, 6.3, 5.5, 4.2, 1.0, "Server\naverages weights: $\\theta_{t+1}$", "model")
@@ -69,10 +72,11 @@ def framework() -> Figure:
     axes.text(2.2, 5.75, "$\\theta_t$", fontsize=7, ha="center")
     axes.text(12.6, 5.6, "only weights travel; recordings stay", fontsize=6, ha="left")
     axes.text(0, 2.05, "(b) Inference: randomisation", fontsize=8, weight="bold")
+    (w, h), (wide, high) = shape, (shape[0] + MARGINS[0], shape[1] + MARGINS[1])
     steps = [
-        ("clip\n373 x 64", "data"), ("attacker\n(sees the model)", "attack"),
-        ("random resize\n$W'\\in[373,380)$\n$H'\\in[64,66)$", "defence"),
-        ("random pad\nto 380 x 66\nwith value 0.5", "defence"), ("model", "model"), ("emotion", "data"),
+        (f"clip\n{w} x {h}", "data"), ("attacker\n(sees the model)", "attack"),
+        (f"random resize\n$W'\\in[{w},{wide})$\n$H'\\in[{h},{high})$", "defence"),
+        (f"random pad\nto {wide} x {high}\nwith value 0.5", "defence"), ("model", "model"), ("emotion", "data"),
     ]  # fmt: skip
     for i, (text, kind) in enumerate(steps):
         _box(axes, 0.1 + 2.7 * i, 0.3, 2.1, 1.2, text, kind)
@@ -83,11 +87,11 @@ def framework() -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def network(classes: int | None = None) -> Figure:
-    """Fig. 3: VGG-15; the size of each block's output at width 1. classes: None if not known."""
+def network(classes: int | None = None, *, shape: tuple[int, int] = SPEECH.shape) -> Figure:
+    """Fig. 3: VGG-15; the size of each block's output at width 1. classes: None if not known;
+    shape: of a log-Mel image, (frames, mels)."""
     figure, axes = _canvas(16, 3.2)
-    blocks = [("log-Mel\n1 x 373 x 64", "data")]
-    shape = (373, 64)
+    blocks = [(f"log-Mel\n1 x {shape[0]} x {shape[1]}", "data")]
     for depth, channels in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
         shape = (shape[0] // 2, shape[1] // 2)
         text = (

@@ -60,7 +60,7 @@ def estimates(found: Sequence[State], settings: Settings) -> dict[str, float]:
 def clips_of(settings: Settings) -> int:
     """The corpus's number of clips: as 01 counted them, or counted now."""
     table = settings.folder / "table2.csv"
-    if settings.corpus == config.SYNTHETIC:
+    if settings.corpus in config.EMBEDDED:
         return settings.clips
     if table.exists():
         return int(pd.read_csv(table)["sum"].iloc[-1])
@@ -96,7 +96,7 @@ def _measured(settings: Settings) -> Speed:
     device. An attack is timed by one step of it: a DeepFool that stops early is faster."""
     import torch  # here, so that the plan of a finished study appears at once
 
-    from fedser_utils import attacks, clients, evaluation, features, models, training
+    from fedser_utils import attacks, clients, evaluation, models, training
     from fedser_utils.engine import LANES, Engine, Job, Recipe
     from fedser_utils.seeding import generator
     from fedser_utils.workers import worker_pool
@@ -107,7 +107,7 @@ def _measured(settings: Settings) -> Speed:
     model = clients.new_model(settings, CLASSES).to(device).eval()
     aim, weights = clients.target_of(settings, model), models.state_arrays(model)
     count = workers * evaluation.BATCH[device]
-    x = torch.randn(count, 1, features.FRAMES, features.MELS).to(device)
+    x = torch.randn(count, 1, *settings.front_end.shape).to(device)
     y = torch.randint(CLASSES, (count,)).to(device)
     options = {"batch_size": settings.batch_size}
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fedser_utils import audio, features
 from fedser_utils.attacks import Model, perceptibility, predictions
+from fedser_utils.audio import SAMPLE_RATE
 from fedser_utils.models import VGG15, attackable, folded
 from fedser_utils.randomisation import Draw, Randomise
 from fedser_utils.seeding import generator
@@ -212,17 +213,22 @@ def sizes(
 
 
 def heard(
-    model: Model, listen: Callable[[Tensor], Tensor], sounds: Mapping[str, Tensor], folder: Path
+    model: Model,
+    listen: Callable[[Tensor], Tensor],
+    sounds: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    rate: int = SAMPLE_RATE,
 ) -> pd.DataFrame:
     """Write sounds as 16-bit WAVs, and what the model decides on each file as it was written.
 
-    listen: (1, samples) at 16 kHz -> (1, 1, frames, mels); sounds: name -> (1, samples).
+    listen: (1, samples) at ``rate`` Hz -> (1, 1, frames, mels); sounds: name -> (1, samples).
     Returns a row per sound: sound, path, y_pred.
     """
     rows = []
     for name, waveform in sounds.items():
-        path = audio.write(folder / f"{name}.wav", waveform[0].cpu().numpy())
-        back = listen(features.sound(path, device=waveform.device))
+        path = audio.write(folder / f"{name}.wav", waveform[0].cpu().numpy(), rate=rate)
+        back = listen(features.sound(path, rate=rate, device=waveform.device))
         rows.append((name, path, predictions(model, back).item()))
     return pd.DataFrame(rows, columns=["sound", "path", "y_pred"])
 

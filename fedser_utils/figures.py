@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from fedser_utils.frontends import SPEECH, FrontEnd
 from fedser_utils.metrics import confusion
 from fedser_utils.runs import write_table
 from fedser_utils.tables import (
@@ -33,7 +35,6 @@ from fedser_utils.tables import (
 )
 
 COLUMN, PAGE = 3.5, 7.16  # inches: one and two columns of an IEEE page
-SECONDS_PER_FRAME = 256 / 16_000
 MARKERS = {"nature": "o", "fgsm": "s", "pgd": "^", "deepfool": "D", "centralised": "v"}
 _OKABE_ITO = {
     "nature": "#000000", "fgsm": "#E69F00", "pgd": "#0072B2", "deepfool": "#009E73",
@@ -220,11 +221,17 @@ def _confusion(axes: plt.Axes, rows: pd.DataFrame, classes: Sequence[str]) -> No
 
 
 @mpl.rc_context(STYLE)
-def examples(arrays: Mapping[str, np.ndarray], *, caption: str = "") -> Figure:
+def examples(
+    arrays: Mapping[str, np.ndarray],
+    *,
+    front: FrontEnd = SPEECH,
+    caption: str = "",
+) -> Figure:
     """Fig. 2: a clip, and per attack what it made of it and the perturbation x 100.
 
-    arrays: "original" and each attack's name -> (373, 64) standardised log-Mel.
+    arrays: "original" and each attack's name -> (frames, mels) standardised log-Mel.
     """
+    show = partial(_image, front=front)
     names = [name for name in ATTACK_NAMES if name in arrays]
     figure, grid = plt.subplots(
         1 + len(names), 2, figsize=(PAGE, 1.25 * (1 + len(names))), sharex=True, sharey=True
@@ -235,12 +242,12 @@ def examples(arrays: Mapping[str, np.ndarray], *, caption: str = "") -> Figure:
     largest = max(100 * np.quantile(np.abs(arrays[name] - original), 0.99) for name in names)
     shown = [("Original", original)] + [(ATTACK_NAMES[name], arrays[name]) for name in names]
     for letter, row, (title, image) in zip("abcde", grid, shown, strict=False):
-        log_mel = _image(row[0], image, limit, "magma")
+        log_mel = show(row[0], image, limit, "magma")
         row[0].set_title(f"({letter}) {title}" + ("" if image is original else " sample"))
         if image is original:
             row[1].set_axis_off()
             continue
-        delta = _image(row[1], 100 * (image - original), largest, "cividis")
+        delta = show(row[1], 100 * (image - original), largest, "cividis")
         row[1].set_title("Perturbation x 100")
     for axes in grid[:, 0]:
         axes.set_ylabel("Mel band")
@@ -252,22 +259,31 @@ def examples(arrays: Mapping[str, np.ndarray], *, caption: str = "") -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def log_mels(images: Sequence[np.ndarray], titles: Sequence[str], *, caption: str = "") -> Figure:
+def log_mels(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    front: FrontEnd = SPEECH,
+    caption: str = "",
+) -> Figure:
     """Log-Mels (frames, mels) below each other, on one colour scale."""
     figure, grid = plt.subplots(
         len(images), 1, figsize=(PAGE, 1.3 * len(images)), sharex=True, squeeze=False
     )
     limit = max(np.abs(image).max() for image in images)
     for axes, image, title in zip(grid[:, 0], images, titles, strict=True):
-        shown = _image(axes, image, limit, "magma")
+        shown = _image(axes, image, limit, "magma", front=front)
         axes.set(title=title, ylabel="Mel band")
     grid[-1, 0].set_xlabel("Time [s]")
     figure.colorbar(shown, ax=grid[:, 0], label="standardised log-Mel", aspect=40)
     return _finished(figure, caption)
 
 
-def _image(axes: plt.Axes, image: np.ndarray, limit: float, colours: str) -> mpl.image.AxesImage:
-    extent = (0, len(image) * SECONDS_PER_FRAME, 0, image.shape[1])
+def _image(
+    axes: plt.Axes, image: np.ndarray, limit: float, colours: str, *, front: FrontEnd
+) -> mpl.image.AxesImage:
+    seconds = len(image) * (front.hop / front.sample_rate)
+    extent = (0, seconds, 0, image.shape[1])
     axes.grid(False)
     return axes.imshow(
         image.T, origin="lower", aspect="auto", extent=extent, cmap=colours, vmin=-limit, vmax=limit

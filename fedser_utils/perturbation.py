@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from html import escape
 
 import ipywidgets as ipw
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fedser_utils import live
 from fedser_utils.canvas import Canvas
+from fedser_utils.frontends import FrontEnd
 from fedser_utils.runs import Run
 from fedser_utils.scenes import DRAWS, ON_SOUND, Scene, Stage, names
 from fedser_utils.tables import ATTACK_NAMES, MODEL_NAMES
@@ -121,6 +123,10 @@ class PerturbationExplorer(ipw.VBox):
     def _stage(self) -> Stage:
         return self._stages[self.run.value]
 
+    @property
+    def _front(self) -> FrontEnd:
+        return self._stage.run.settings.front_end
+
     def _filters(self) -> None:
         clips = self._stage.clips
         for control, column in ((self.speaker, "speaker"), (self.emotion, "emotion")):
@@ -164,7 +170,7 @@ class PerturbationExplorer(ipw.VBox):
         clean, moved, change = self._images()
         if self._canvas is None:
             titles = ("Clean", "Adversarial", "Perturbation x 100")
-            self._canvas = Canvas(titles, frames=len(clean))
+            self._canvas = Canvas(titles, front=self._front)
         limits = [float(np.abs(clean).max())] * 2 + [_reach(change)]
         colours = ("magma", "magma", "PuOr")
         self.picture.value = self._canvas.paint((clean, moved, change), limits, colours)
@@ -205,8 +211,9 @@ class PerturbationExplorer(ipw.VBox):
                 heard[guess.format("clean")] = stage.guessed(scene.images[:1])
                 moved = scene.images[place : place + 1]
                 heard[guess.format("adversarial")] = stage.guessed(moved)
+            play = partial(player, rate=self._front.sample_rate)
             cells = [
-                f"<p>{escape(name)}<br>{player(sound[0].cpu().numpy())}</p>"
+                f"<p>{escape(name)}<br>{play(sound[0].cpu().numpy())}</p>"
                 for name, sound in heard.items()
             ]
             self.sounds.value = "".join(cells)

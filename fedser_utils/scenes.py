@@ -54,7 +54,8 @@ class Stage:
     _randomise: Randomise = field(init=False)
 
     def __post_init__(self) -> None:
-        self._randomise = Randomise(mode=self.run.settings.resize)
+        made = self.run.settings
+        self._randomise = Randomise.on(made.front_end.shape, mode=made.resize)
 
     @cached_property
     def data(self) -> Federation:

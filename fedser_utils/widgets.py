@@ -10,11 +10,10 @@ from html import escape
 import ipywidgets as ipw
 import numpy as np
 import pandas as pd
-import soundfile
 from IPython.display import HTML, Audio, DisplayHandle, display
 
 from fedser_utils import live
-from fedser_utils.audio import SAMPLE_RATE
+from fedser_utils.audio import SAMPLE_RATE, playable
 from fedser_utils.figures import uar_by_round
 from fedser_utils.plan import clock
 
@@ -84,11 +83,10 @@ def _left(each: pd.DataFrame, last: int) -> str:
     return f", about {clock(seconds)} left" if seconds >= 0 else ""
 
 
-def player(waveform: np.ndarray) -> str:
-    """HTML that plays a sound, (samples,) at 16 kHz in [-1, 1), as a 16-bit WAV that it holds."""
-    file = io.BytesIO()
-    soundfile.write(file, waveform, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    held = base64.b64encode(file.getvalue()).decode()
+def player(waveform: np.ndarray, *, rate: int = SAMPLE_RATE) -> str:
+    """HTML that plays a sound, (samples,) at ``rate`` Hz in [-1, 1), as a 16-bit WAV that it
+    holds."""
+    held = base64.b64encode(playable(waveform, rate=rate)).decode()
     return f'<audio controls preload="auto" src="data:audio/wav;base64,{held}"></audio>'
 
 

@@ -30,10 +30,10 @@ with config.refusals():
 # ## The framework, the network, the notation
 
 # %%
-diagrams.framework()
+diagrams.framework(shape=settings.front_end.shape)
 
 # %%
-diagrams.network(len(data.classes))
+diagrams.network(len(data.classes), shape=settings.front_end.shape)
 
 # %%
 Markdown(diagrams.NOTATION)
@@ -72,9 +72,10 @@ clients
 # %%
 shown = data.table("train").groupby("emotion").head(1).head(3)
 x, _ = data.tensors(shown)
-assert x.shape[1:] == (1, 373, 64)
+assert x.shape[1:] == (1, *settings.front_end.shape)
 assert bool(x.isfinite().all())
-figures.log_mels(list(x[:, 0].numpy()), list(shown["emotion"] + ", " + shown["clip"]))
+titles = list(shown["emotion"] + ", " + shown["clip"])
+figures.log_mels(list(x[:, 0].numpy()), titles, front=settings.front_end)
 
 # %%
 for row in shown.itertuples():

@@ -51,6 +51,7 @@ model, test = models.load(run).to(device), data.table("test")
 (x, y), aim = data.tensors(test, device=device), models.attackable(model, bf16=bf16)
 under = partial(evaluation.under_attacks, model, x, y, bf16=bf16)
 at, origin = partial(clients.attack_of, run.settings), stored.origin([run])
+front = run.settings.front_end
 caption = f"{run.id}: n = {len(test)} test clips, {run.settings.rounds} rounds"
 caption
 
@@ -68,7 +69,7 @@ for name in ("fgsm", "pgd"):
     assert abs(arrays[name] - arrays["original"]).max() <= run.settings.epsilon + 1e-6
 said = {name: data.classes[int(attacks.predictions(model, v))] for name, v in seen.items()}
 stored.save_arrays(settings.folder / "examples.safetensors", arrays, clip=name_of_clip)
-picture = figures.examples(arrays, caption=f"{run.id}, {name_of_clip}: {said}")
+picture = figures.examples(arrays, front=front, caption=f"{run.id}, {name_of_clip}: {said}")
 figures.save(picture, settings.folder, "fig2", origin=origin)
 
 # %% [markdown]
@@ -95,7 +96,8 @@ moved = attacks.waveform_pgd(aim, sound, truth, features=listen, snr_db=own.snr_
 assert attacks.snr_db(sound, moved) > own.snr_db - 1e-3
 sounds = {"original": sound, f"PGD on the sound, {own.snr_db:g} dB": moved}
 sounds |= {f"{name}, approximate": listen.approximate_sound(v) for name, v in seen.items()}
-heard = evaluation.heard(model, listen, sounds, settings.folder / "audio")
+written = {"folder": settings.folder / "audio", "rate": front.sample_rate}
+heard = evaluation.heard(model, listen, sounds, **written)
 players(heard, data.classes, truth=data.classes[int(truth)])
 
 # %% [markdown]
@@ -186,7 +188,8 @@ if own.full:
 
 # %%
 if own.full:
-    weak = models.Planted(len(data.classes), generator=generator(0, "planted")).to(device)
+    options = {"size": x[0].numel(), "generator": generator(0, "planted")}
+    weak = models.Planted(len(data.classes), **options).to(device)
     arts = {name: partial(attacks.art_attack, name) for name in attacks.TOOLBOX}
     fooled = evaluation.fooled(weak, x[:5], three | arts)
     assert fooled.drop("universal").eq(100).all(), fooled

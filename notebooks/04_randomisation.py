@@ -55,14 +55,16 @@ run.id
 # ## What a draw does to a clip
 
 # %%
-randomise = Randomise(mode=made.resize)
+shape = made.front_end.shape
+randomise = Randomise.on(shape, mode=made.resize)
 two = x[:1].repeat(2, 1, 1, 1)
 draw = randomise.draw(2, generator(made.seed, "picture"))
 drawn = randomise(two, draw)
-assert drawn.shape[2:] == (380, 66)
+assert drawn.shape[2:] == randomise.padded
 titles = [f"resized to {tuple(s.tolist())}, offset {tuple(o.tolist())}" for s, o in zip(*draw)]
+titles = [f"original, {shape[0]} x {shape[1]}", *titles]
 images = [x[0, 0].cpu().numpy(), *drawn[:, 0].cpu().numpy()]
-picture = figures.log_mels(images, ["original, 373 x 64", *titles], caption=test["clip"].iloc[0])
+picture = figures.log_mels(images, titles, front=made.front_end, caption=test["clip"].iloc[0])
 figures.save(picture, settings.folder, "draw", origin=stored.origin([run]))
 
 # %% [markdown]
@@ -95,8 +97,9 @@ figures.save(picture, settings.folder, "tuning", origin=stored.origin([run]), ro
 # %%
 tuned = (int(best["frames"]), int(best["mels"]))
 averages = [k for k in own.averages if 1 < k <= own.draws]
-variants = {mode: Randomise(mode=mode) for mode in RESIZE_MODES}
-variants["tuned"] = Randomise.with_margins(*tuned, value=best["value"], mode=made.resize)
+variants = {mode: Randomise.on(shape, mode=mode) for mode in RESIZE_MODES}
+options = {"shape": shape, "value": best["value"], "mode": made.resize}
+variants["tuned"] = Randomise.with_margins(*tuned, **options)
 found = []
 with worker_pool(device) as pool:
     attacked = evaluation.in_batches(pgd, x, y, pool=pool)

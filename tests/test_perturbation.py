@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 
 from fedser_utils import canvas, features, federated, live, perturbation, scenes
+from fedser_utils.frontends import MACHINES, SPEECH, FrontEnd
 from fedser_utils.perturbation import PerturbationExplorer
 from fedser_utils.scenes import ON_SOUND, Stage
+
+SLOW = FrontEnd(sample_rate=4000, window=512, hop=128, bands=64, highest=2000.0, seconds=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -159,20 +162,34 @@ def test_the_twin_shows_the_same(runs, monkeypatch, capsys):
         shown.clear()
 
 
-def test_the_axis_is_features_own():
+@pytest.mark.parametrize("front", [SPEECH, MACHINES, SLOW], ids=["speech", "machines", "slow"])
+def test_the_axis_is_features_own(front):
     """A band's centre, found from the filters themselves."""
-    assert (canvas.LOWEST, canvas.HIGHEST, canvas.BANDS) == (
-        features.LOWEST, features.HIGHEST, features.MELS
-    )  # fmt: skip
-    filters = features.LogMel().filters
-    hertz = torch.linspace(0, 8000, len(filters))
+    filters = features.LogMel(front).filters
+    hertz = torch.linspace(0, front.sample_rate / 2, len(filters))
     for band in (30, 45, 60):
         centre = float((filters[:, band] * hertz).sum() / filters[:, band].sum())
-        assert canvas.band_of(centre) == pytest.approx(band, abs=0.3)
+        assert canvas.band_of(centre, front) == pytest.approx(band, abs=0.3)
+
+
+def test_a_canvas_has_its_front_ends_axes(monkeypatch):
+    made, drawn = [], canvas.FigureCanvasAgg
+
+    def keep(figure):
+        made.append(figure)
+        return drawn(figure)
+
+    monkeypatch.setattr(canvas, "FigureCanvasAgg", keep)
+    for front, seconds, top in ((SPEECH, 373 * 0.016, 63.5), (MACHINES, 311 * 0.032, 127.5)):
+        canvas.Canvas(["one"], front=front)
+        axes = made[-1].axes[0]
+        assert axes.get_xlim() == pytest.approx((0, seconds))
+        assert axes.get_ylim() == (-0.5, top)
+        assert [text.get_text() for text in axes.get_yticklabels()][-1] == "4000"
 
 
 def test_a_canvas_paints_low_bands_at_the_bottom():
-    made = canvas.Canvas(["one", "other"], frames=100)
+    made = canvas.Canvas(["one", "other"])
     low, late = np.full((100, 64), -1.0), np.full((100, 64), -1.0)
     low[:, 0], late[99] = 1.0, 1.0
     picture = np.asarray(Image.open(io.BytesIO(made.paint([low, late], [1, 1], ["gray"] * 2))))
