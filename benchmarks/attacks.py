@@ -25,6 +25,7 @@ from report import figure, options, save
 from torch import Tensor, nn
 
 from fedser_utils import attacks, clients, config, metrics, models, partition, training
+from fedser_utils.frontends import SPEECH
 from fedser_utils.seeding import generator
 
 WORDS = {"fgsm": "FGSM", "pgd": "PGD, 5 steps", "deepfool": "DeepFool, 5 steps"}
@@ -49,7 +50,7 @@ def trained(width: float, clips: int, epochs: int, device: str) -> tuple[nn.Modu
 def arts(model: nn.Module, batch: int, device: str) -> dict[str, Callable]:
     """ART's three on the very model, through NumPy as ART works."""
     target = PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), input_shape=(1, 373, 64), nb_classes=CLASSES,
+        model, nn.CrossEntropyLoss(), input_shape=(1, *SPEECH.shape), nb_classes=CLASSES,
         device_type="cpu" if device == "cpu" else "gpu",
     )  # fmt: skip
     made = {

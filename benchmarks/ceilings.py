@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedser_utils.frontends import SPEECH
+
 
 def clock(device: str) -> float:
     """Seconds, when all that was asked of the device is done."""
@@ -41,10 +43,10 @@ def ceilings(device: str) -> dict[str, float]:
     }
 
 
-def forward_flop(model: nn.Module) -> float:
-    """Operations of one clip's forward pass; a training step has three times as many, a gradient
-    with respect to the clip twice."""
-    x = torch.zeros(1, 1, 373, 64, device=next(model.parameters()).device)
+def forward_flop(model: nn.Module, shape: tuple[int, int] = SPEECH.shape) -> float:
+    """Operations of the forward pass of one clip, (frames, mels); a training step has three times
+    as many, a gradient with respect to the clip twice."""
+    x = torch.zeros(1, 1, *shape, device=next(model.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x)
     return counter.get_total_flops()

@@ -31,7 +31,7 @@ def two_rounds(clients: int, width: float, clips: int, state: str, device: str) 
     where = ours.device_of(settings)
     names = [f"{i:04d}" for i in range(clients)]
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(clips, 1, 373, 64, generator=generator).to(where)
+    x = torch.randn(clips, 1, *settings.front_end.shape, generator=generator).to(where)
     y = torch.randint(7, (clips,), generator=generator).to(where)
     trainers.client_clips = lambda *who: (x, y)
     made = strategies.careful_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())

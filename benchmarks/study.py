@@ -116,7 +116,8 @@ def arts(model: Ordinary, settings: Settings, classes: int) -> dict[str, Callabl
     """ART's three attacks, (x, y) -> x_adv."""
     device = clients.device_of(settings)
     target = PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), input_shape=(1, 373, 64), nb_classes=classes,
+        model, nn.CrossEntropyLoss(), nb_classes=classes,
+        input_shape=(1, *settings.front_end.shape),
         device_type="cpu" if device == "cpu" else "gpu",
     )  # fmt: skip
     own = {"batch_size": BATCH}
@@ -169,7 +170,8 @@ def ordinary_client(
 
 def ordinary_evaluation(settings: Settings, model: models.VGG15, x: Tensor, y: Tensor) -> float:
     """Seconds of an evaluation of clips, the ordinary way."""
-    made, randomise = Ordinary(_copied(model)).eval(), Randomise(mode=settings.resize)
+    made = Ordinary(_copied(model)).eval()
+    randomise = Randomise.on(settings.front_end.shape, mode=settings.resize)
     begin = _now(settings)
     named = arts(made, settings, len(model.classifier[2].bias))
     for name in ("none", *clients.attack_names(settings)):
