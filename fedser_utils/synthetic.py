@@ -9,18 +9,13 @@ workbook runs where no speech corpus can be had. The same seed gives the same by
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from scipy.signal import lfilter, sosfilt
-from tqdm.auto import tqdm
 
+from fedser_utils import embedded
 from fedser_utils.audio import SAMPLE_RATE
 from fedser_utils.config import InputError
 from fedser_utils.seeding import rng
@@ -98,29 +93,13 @@ def names(*, speakers: int, clips: int) -> list[str]:
 def write_corpus(outputs: str | Path, *, speakers: int, clips: int, seed: int = 0) -> Path:
     """The folder of the embedded corpus under ``outputs``, written on first use.
 
-    The folder's name holds the size, the seed and a digest of this module, so a changed
-    synthesiser never meets clips of an older one. It appears whole or not at all.
+    Its name holds the size, the seed and a digest of this module; see ``embedded.write``.
     """
     stems = names(speakers=speakers, clips=clips)
-    version = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=4).hexdigest()
-    folder = Path(outputs) / "corpora" / f"synthetic-{speakers}x{clips}-s{seed}-{version}"
-    if folder.exists():
-        return folder
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "DEMOS").mkdir(parents=True)
-
-    def write(stem: str) -> None:
-        samples = np.round(synthesise(stem, seed=seed) * 32767).astype(np.int16)
-        soundfile.write(partial / "DEMOS" / f"{stem}.wav", samples, SAMPLE_RATE, subtype="PCM_16")
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(tqdm(pool.map(write, stems), "synthesising", len(stems), unit="clip", leave=False))
-    try:
-        partial.rename(folder)
-    except OSError:  # another process was faster; its clips are the same
-        shutil.rmtree(partial)
-    return folder
+    return embedded.write(
+        outputs, f"synthetic-{speakers}x{clips}-s{seed}", [f"DEMOS/{stem}.wav" for stem in stems],
+        lambda path: synthesise(Path(path).stem, seed=seed), module=__file__,
+    )  # fmt: skip
 
 
 def synthesise(stem: str, *, seed: int = 0) -> np.ndarray:

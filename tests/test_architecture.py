@@ -16,6 +16,7 @@ LAYERS = (
     ("connection", "compose"),
     ("deployment",),
     ("runs", "checkpoints", "audio"),
+    ("embedded",),
     ("corpora", "machines", "shares", "synthetic"),
     ("features",),
     ("partition",),
