@@ -16,6 +16,7 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from fedser_utils.metrics import mcnemar, uar, uar_by, uar_over_draws, z_test
+from fedser_utils.tables import words
 
 LEVEL = 1.0  # points of UAR: less is "no more change"
 CLOSE = 2.0  # points that a few clips and draws may move
@@ -58,7 +59,8 @@ def best(evidence: pd.DataFrame) -> float:
 def threat_model(evidence: pd.DataFrame, epsilon: float) -> Finding:
     rows = of(evidence, "strongest", attack="linf")
     largest, ratio = rows["linf"].max(), rows["snr_db"].median()
-    ran = f"any wrong emotion, white box, L-inf {epsilon:g} in standardised log-Mel; "
+    ran = f"any wrong {words(rows['y_true']).label}, white box, L-inf {epsilon:g} in "
+    ran += "standardised log-Mel; "
     ran += f"largest used {largest:.4g}; median signal to perturbation"
     return Finding(ran, ratio, "dB", bool(largest <= epsilon * 1.0001))
 
@@ -239,7 +241,8 @@ def statistics(evidence: pd.DataFrame, epsilon: float) -> Finding:
     corrected = [multipletests(p, method="holm")[1] for p in tests]
     told = ", ".join(f"{n} {z:.2g}, {m:.2g}" for n, z, m in zip(names, *corrected, strict=True))
     ran = f"p that the claimed gain is chance, by the z-test and McNemar's, after Holm: {told}; "
-    ran += "intervals from a bootstrap over speakers; trained with"
+    ran += "intervals from a bootstrap over "
+    ran += f"{words(rows['y_true']).client}s; trained with"
     seeds = evidence["seeds"].max()
     return Finding(ran, seeds, "seeds", bool(seeds >= 3))
 

@@ -1,4 +1,4 @@
-"""ConfusionExplorer: which emotion is taken for which, under any attack, after any round.
+"""ConfusionExplorer: which class is taken for which, under any attack, after any round.
 
 The matrix is a grid of plain buttons, so that a keyboard reaches every cell, Enter opens it, and no
 JavaScript of ours is needed. ``twin`` shows the same where no kernel answers. Never imports torch.
@@ -14,7 +14,7 @@ import ipywidgets as widgets
 import pandas as pd
 from IPython.display import HTML
 
-from fedser_utils import counted, matrices, recordings, selections
+from fedser_utils import counted, matrices, recordings, selections, tables
 from fedser_utils.choices import Choice
 from fedser_utils.recordings import Find
 from fedser_utils.selections import Decisions, Setting
@@ -127,22 +127,24 @@ def _name(text: str, side: str) -> widgets.HTML:
 def said(decisions: Decisions, settings: Sequence[Setting]) -> str:
     """HTML: UAR and interval of a setting, or of two, (a) and (b), and of their difference."""
     names = ("(a) ", "(b) ") if len(settings) > 1 else ("",)
+    label, client = tables.words(decisions.classes)
     lines = []
     for name, setting in zip(names, settings, strict=True):
-        words = matrices.measured(decisions.score(setting))
+        words = matrices.measured(decisions.score(setting), client=client)
         lines.append(f"<b>{name}{escape(matrices.named(setting))}</b>: {escape(words)}")
     if len(settings) > 1:
         try:
-            difference = matrices.gained(decisions.gain(settings[1], settings[0]))
+            gain = decisions.gain(settings[1], settings[0])
+            difference = matrices.gained(gain, client=client)
         except ValueError as error:
             difference = str(error)
         lines.append(f"<b>(a) − (b)</b>: {escape(difference)}")
-    lines.append(_CELLS[len(settings) - 1])
+    lines.append(_CELLS[len(settings) - 1].format(label=label))
     return f'<div style="line-height:1.5">{"<br>".join(lines)}</div>'
 
 
 _CELLS = (
-    "A cell: how many of the clips of a true emotion were given this decision; darker: more.",
+    "A cell: how many of the clips of a true {label} were given this decision; darker: more.",
     f"A cell of (a) − (b), in points of percent or in clips; {matrices.COLOURS}.",
 )
 

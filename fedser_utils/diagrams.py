@@ -10,12 +10,13 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from fedser_utils.figures import PAGE, STYLE
 from fedser_utils.frontends import SPEECH
+from fedser_utils.tables import Words
 
-NOTATION = r"""
+_NOTATION = r"""
 | notation | meaning |
 |---|---|
-| $(\mathcal{X}, \mathcal{Y})$, $(x, y)$ | clips (log-Mel images) with their emotions; one of them |
-| $\mathcal{F}_i$, $\mathcal{D}_i$ | the $i$-th client (one speaker), and its clips, which stay with it |
+| $(\mathcal{X}, \mathcal{Y})$, $(x, y)$ | clips (log-Mel images) with their %(labels)s; one of them |
+| $\mathcal{F}_i$, $\mathcal{D}_i$ | the $i$-th client%(who)s, and its clips, which stay with it |
 | $\mathcal{M}_\theta$, $\mathcal{M}_\vartheta$ | the model learnt federated, and learnt on pooled data |
 | $\theta_{i,t}$ | the weights of client $i$ in round $t$ |
 | $\mathcal{X}'_i$, $\mathcal{X}''_i$, $\mathcal{X}_{adv,i}$ | the half that stays original, the half that is attacked, the result |
@@ -25,6 +26,13 @@ NOTATION = r"""
 """
 MARGINS = (7, 2)  # randomisation's; importing it would import torch
 _FILL = {"data": "#F6E7C8", "model": "#CFE3F2", "attack": "#F4CFC6", "defence": "#CFEBDD"}
+
+
+def notation(words: Words) -> str:
+    """Table 1, in Markdown. words: as for ``framework``."""
+    label, client = words
+    who = "" if client == "client" else f" (one {client})"
+    return _NOTATION % {"labels": "classes" if label == "class" else f"{label}s", "who": who}
 
 
 def _box(axes: plt.Axes, x: float, y: float, w: float, h: float, text: str, kind: str) -> None:
@@ -47,9 +55,10 @@ def _canvas(width: float, height: float) -> tuple[Figure, plt.Axes]:
 
 
 @mpl.rc_context(STYLE)
-def framework(*, shape: tuple[int, int] = SPEECH.shape) -> Figure:
-    """Fig. 1: (a) adversarial federated training, (b) randomisation at inference. shape: of a
-    log-Mel image, (frames, mels)."""
+def framework(words: Words, *, shape: tuple[int, int] = SPEECH.shape) -> Figure:
+    """Fig. 1: (a) adversarial federated training, (b) randomisation at inference, which ends in
+    a label. words: for it and for the clients, as ``tables.words`` has them; shape: of a log-Mel
+    image, (frames, mels)."""
     figure, axes = _canvas(16, 7.4)
     axes.text(0, 7.1, "(a) Training: adversarial federated learning", fontsize=8, weight="bold")
     _box(axes, 6.3, 5.5, 4.2, 1.0, "Server\naverages weights: $\\theta_{t+1}$", "model")
@@ -76,7 +85,7 @@ def framework(*, shape: tuple[int, int] = SPEECH.shape) -> Figure:
     steps = [
         (f"clip\n{w} x {h}", "data"), ("attacker\n(sees the model)", "attack"),
         (f"random resize\n$W'\\in[{w},{wide})$\n$H'\\in[{h},{high})$", "defence"),
-        (f"random pad\nto {wide} x {high}\nwith value 0.5", "defence"), ("model", "model"), ("emotion", "data"),
+        (f"random pad\nto {wide} x {high}\nwith value 0.5", "defence"), ("model", "model"), (words.label, "data"),
     ]  # fmt: skip
     for i, (text, kind) in enumerate(steps):
         _box(axes, 0.1 + 2.7 * i, 0.3, 2.1, 1.2, text, kind)

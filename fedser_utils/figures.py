@@ -32,6 +32,7 @@ from fedser_utils.tables import (
     in_order,
     last_round,
     ordered,
+    words,
 )
 
 COLUMN, PAGE = 3.5, 7.16  # inches: one and two columns of an IEEE page
@@ -139,9 +140,9 @@ def _look(model: str, attack: str) -> dict[str, Any]:
 
 
 @mpl.rc_context(STYLE)
-def speakers(each: pd.DataFrame, *, caption: str = "") -> Figure:
+def speakers(each: pd.DataFrame, *, client: str = "speaker", caption: str = "") -> Figure:
     """UAR of every speaker, a row per model and attack, a panel per condition. each: as
-    ``comparisons.by_speaker`` gives it."""
+    ``comparisons.by_speaker`` gives it; client: the word for one of them."""
     panels = {
         condition: list(each[each["condition"] == condition].groupby(KEY[:2], sort=False))
         for condition in CONDITIONS
@@ -158,7 +159,7 @@ def speakers(each: pd.DataFrame, *, caption: str = "") -> Figure:
         axes.set_title(f"({letter}) {CONDITIONS[condition]}")
     for axes in grid[1]:
         axes.set_xlabel("UAR [%]")
-    names = ["a speaker", "mean over speakers", "worst speaker, named at the right"]
+    names = [f"a {client}", f"mean over {client}s", f"worst {client}, named at the right"]
     figure.legend(shown[0], names, loc="outside upper center", ncols=3)
     return _finished(figure, caption)
 
@@ -390,6 +391,7 @@ def clips_by_client(clips: pd.DataFrame, *, caption: str = "") -> Figure:
         counts, cmap="Blues", annot=annotate, fmt="d", ax=axes, annot_kws={"fontsize": 6},
         cbar_kws={"label": "training clips"},
     )  # fmt: skip
-    axes.set(xlabel="Client (speaker)", ylabel="")
+    who = words(counts.index).client
+    axes.set(xlabel="Client" if who == "client" else f"Client ({who})", ylabel="")
     axes.grid(False)
     return _finished(figure, caption)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from fedser_utils.figures import PAGE, STYLE
 from fedser_utils.selections import Score, Setting, shares
-from fedser_utils.tables import ATTACK_NAMES, CONDITIONS, MODEL_NAMES
+from fedser_utils.tables import ATTACK_NAMES, CONDITIONS, MODEL_NAMES, words
 
 UNITS = ("percent", "counts")
 STRONG = 50  # percent points from which a difference has its full colour
@@ -105,23 +105,23 @@ def named(setting: Setting) -> str:
     return f"{model}, {attack}, {condition} clips, round {setting.round}"
 
 
-def measured(score: Score) -> str:
-    """A UAR, its interval and its n in a line."""
+def measured(score: Score, *, client: str = "speaker") -> str:
+    """A UAR, its interval and its n in a line. client: the word for one of those drawn."""
     seeds = ("seed " if len(score.seeds) == 1 else "mean of seeds ") + ", ".join(
         map(str, score.seeds)
     )
-    interval = "no interval, as there is one speaker"
+    interval = f"no interval, as there is one {client}"
     if score.speakers > 1:
         interval = (
-            f"95 % interval {score.low:.1f} to {score.high:.1f}, over {score.speakers} speakers"
+            f"95 % interval {score.low:.1f} to {score.high:.1f}, over {score.speakers} {client}s"
         )
     return f"UAR {score.uar:.1f} % ({interval}), n = {score.n} clips, {seeds}"
 
 
-def gained(gain: tuple[float, float, float]) -> str:
-    """A difference of two UARs in a line."""
+def gained(gain: tuple[float, float, float], *, client: str = "speaker") -> str:
+    """A difference of two UARs in a line. client: as ``measured`` has it."""
     value, low, high = (f"{number:+.1f}".replace("-", "−") for number in gain)
-    return f"{value} points (95 % interval {low} to {high}, the same speakers drawn for both)"
+    return f"{value} points (95 % interval {low} to {high}, the same {client}s drawn for both)"
 
 
 @mpl.rc_context(STYLE)
@@ -129,6 +129,7 @@ def pictured(panels: Sequence[tuple[str, Sequence[pd.DataFrame]]]) -> Figure:
     """Matrices side by side. panels: title and counts, for a difference two.
     Colour and text: percent of the row, of a difference points; in parentheses the count."""
     classes = list(panels[0][1][0].index)
+    label = words(classes).label
     side = PAGE / 3 * max(1, len(classes) / 7)
     size = max(0.5 * PAGE, side * len(panels)), side * 1.5
     figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False)
@@ -137,9 +138,9 @@ def pictured(panels: Sequence[tuple[str, Sequence[pd.DataFrame]]]) -> Figure:
         axes.set_xticks(range(len(classes)), classes, rotation=90)
         axes.set_yticks(range(len(classes)), classes if letter == "a" else [])
         axes.set_title(f"({letter}) {name}", fontsize=7)
-        axes.set(xlabel="the model's decision", ylabel="true emotion" if letter == "a" else "")
-    words = "percent of a true emotion's clips; in parentheses clips, of all seeds together"
-    figure.supxlabel(words, fontsize=6, color="0.3")
+        axes.set(xlabel="the model's decision", ylabel=f"true {label}" if letter == "a" else "")
+    unit = f"percent of a true {label}'s clips; in parentheses clips, of all seeds together"
+    figure.supxlabel(unit, fontsize=6, color="0.3")
     plt.close(figure)  # returned to be shown once, not a second time at the cell's end
     return figure
 

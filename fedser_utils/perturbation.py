@@ -14,7 +14,7 @@ import pandas as pd
 from IPython.display import HTML, Image
 from torch import Tensor
 
-from fedser_utils import live
+from fedser_utils import live, tables
 from fedser_utils.canvas import Canvas
 from fedser_utils.frontends import FrontEnd
 from fedser_utils.runs import Run
@@ -49,8 +49,9 @@ class PerturbationExplorer(ipw.VBox):
         self.run = drop(options=[*self._stages], description="Model", **style)
         words = {ATTACK_NAMES.get(name, "PGD on the sound"): name for name in names()}
         self.attack = drop(options=words, value="pgd", description="Attack", **style)
-        self.speaker = drop(description="Speaker", **style)
-        self.emotion = drop(description="Emotion", **style)
+        label, client = tables.words(self._classes)
+        self.speaker = drop(description=client.capitalize(), **style)
+        self.emotion = drop(description=label.capitalize(), **style)
         self.right = drop(options=[ANY, "right", "wrong"], description="Predicted", **style)
         self.clip = drop(description="Clip", layout=ipw.Layout(width="28em"), **style)
         self.strength = ipw.SelectionSlider(

@@ -55,14 +55,32 @@ for _model, _values in {
         PAPER[_model, _attack, _condition] = _value
 
 
+class Words(NamedTuple):
+    """What readers are told a label is, and who a clip is from."""
+
+    label: str = "emotion"
+    client: str = "speaker"
+
+
+_EMOTIONS = {"anger", "boredom", "calm", "disgust", "fear", "guilt", "happiness", "neutral"}
+_EMOTIONS |= {"sadness", "surprise"}
+
+
+def words(classes: Iterable[str]) -> Words:
+    """Emotion and speaker, or class and client where a class is none of the known emotions."""
+    return Words() if set(classes) <= _EMOTIONS else Words("class", "client")
+
+
 def table2(clips: pd.DataFrame) -> pd.DataFrame:
-    """Table 2: clips per emotion in training and test. clips: a run's ``clips.parquet``."""
+    """Table 2: clips per class in training and test. clips: a run's ``clips.parquet``. The first
+    column is called emotion or class, as ``words`` has it."""
     counts = pd.crosstab(clips["emotion"], clips["split"]).reindex(
         columns=["train", "test"], fill_value=0
     )
+    heading = words(counts.index).label
     counts["sum"] = counts.sum(axis=1)
     counts.loc["sum"] = counts.sum()
-    return counts.rename_axis(columns=None).reset_index()
+    return counts.rename_axis(index=heading, columns=None).reset_index()
 
 
 def ordered(names: Iterable[str], known: Collection[str]) -> list[str]:

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 01 Data: which clips, which clients?
 #
-# A corpus becomes a table of clips, clips become log-Mel images, speakers become clients. What
-# does each client hold, and what is set aside for testing (Table 2)?
+# A corpus becomes a table of clips, clips become log-Mel images, speakers or machines become
+# clients. What does each client hold, and what is set aside for testing (Table 2)?
 
 # %% tags=["parameters"]
 # Parameters: None means "as the preset says"
@@ -30,13 +30,14 @@ with config.refusals():
 # ## The framework, the network, the notation
 
 # %%
-diagrams.framework(shape=settings.front_end.shape)
+words = tables.words(data.classes)
+diagrams.framework(words, shape=settings.front_end.shape)
 
 # %%
 diagrams.network(len(data.classes), shape=settings.front_end.shape)
 
 # %%
-Markdown(diagrams.NOTATION)
+Markdown(diagrams.notation(words))
 
 # %% [markdown]
 # ## The clips
@@ -66,7 +67,7 @@ clients
 # %% [markdown]
 # ## What the model sees, and what it sounds like
 #
-# One clip of each of three emotions, standardised with the statistics pooled from the clients'
+# One clip of each of three classes, standardised with the statistics pooled from the clients'
 # sums.
 
 # %%

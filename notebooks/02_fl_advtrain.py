@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 02 Federated (adversarial) training
 #
-# One model is trained over many speakers who keep their recordings: natural (`attack` none), or
-# on clips of which a random half is attacked in every round (the first defence). How well does
-# it recognise the test clips, and what do attacks and randomisation do to it?
+# One model is trained over many speakers (or machines) who keep their recordings: natural
+# (`attack` none), or on clips of which a random half is attacked in every round (the first
+# defence). How well does it recognise the test clips, and what do attacks and randomisation do to
+# it?
 
 # %% tags=["parameters"]
 # Parameters: None means "as the preset says"
@@ -60,21 +61,9 @@ settings = config.notebook_settings(globals())
 
 from IPython.display import Markdown
 
-from fedser_utils import diagrams, figures, live, metrics, runs, runtimes, widgets
+from fedser_utils import diagrams, figures, live, metrics, runs, runtimes, tables, widgets
 
 settings
-
-# %% [markdown]
-# ## The framework, the network, the notation
-
-# %%
-diagrams.framework()
-
-# %%
-diagrams.network()
-
-# %%
-Markdown(diagrams.NOTATION)
 
 # %% [markdown]
 # ## Training
@@ -104,3 +93,16 @@ scores
 run_figure = figures.four_conditions(run.table("rounds"), caption=run.id)
 figures.save(run_figure, run.folder / "figures", "conditions", origin=runs.origin([run]))
 run_figure
+
+# %% [markdown]
+# ## The framework, the network, the notation
+
+# %%
+words = tables.words(clips["emotion"])
+diagrams.framework(words)
+
+# %%
+diagrams.network()
+
+# %%
+Markdown(diagrams.notation(words))

@@ -5,7 +5,7 @@
 # Fig. 2), to be seen and heard; how the recognition falls with epsilon and with steps; whose
 # adversarial clips fool whom; the worst case per clip over all attacks.
 #
-# **Threat model.** The attacker wants any wrong emotion, knows the model (white box), and may
+# **Threat model.** The attacker wants any wrong class, knows the model (white box), and may
 # change each pixel of the standardised log-Mel image by epsilon, or the sound itself by a
 # perturbation of a given signal-to-noise ratio. It does not know of the randomisation.
 

@@ -32,6 +32,7 @@ rounds = pd.concat([run.table("rounds") for run in found], ignore_index=True)
 clips = found[0].table("clips")
 caption = tables.caption(predictions, clips, study=settings.study, corpus=made[0]["corpus"])
 folder, origin = settings.folder, runs.origin(found)
+label, client = tables.words(clips["emotion"])
 assert "torch" not in sys.modules
 caption
 
@@ -41,37 +42,37 @@ caption
 # %%
 table2 = tables.table2(clips)
 runs.write_table(folder / "table2.csv", table2)
-title = f"Clips per emotion, seed {made[0]['seed']}. {caption}"
+title = f"Clips per {label}, seed {made[0]['seed']}. {caption}"
 runs.write_text(folder / "table2.tex", tables.latex(table2, caption=title, label="clips"))
 table2
 
 # %% [markdown]
 # ## Table 3: UAR after the last round
 #
-# In percent; `deviation` over seeds, 95 % intervals from a bootstrap over speakers, `difference`
-# to the paper's.
+# In percent; `deviation` over seeds, 95 % intervals from a bootstrap over speakers (or machines),
+# `difference` to the paper's.
 
 # %%
 table3 = tables.table3(predictions)
 runs.write_table(folder / "table3.csv", table3)
-title = f"UAR [%] with 95 % interval (bootstrap over speakers), and the paper's. {caption}"
+title = f"UAR [%] with 95 % interval (bootstrap over {client}s), and the paper's. {caption}"
 runs.write_text(folder / "table3.tex", tables.table3_latex(table3, caption=title))
 table3.round(2)
 
 # %% [markdown]
 # ## What the defences gain
 #
-# Before and after are compared on the same clips. The interval of the gain draws whole speakers;
-# `p_z` is the paper's one-tailed z-test, which takes UAR as a share of independent clips;
-# `p_mcnemar` is McNemar's exact test, two-sided, of the right and wrong decisions, clips again
-# taken as independent. Both are also corrected over this table by Holm. The p of several seeds is
-# twice their median (at most 1), which holds however the seeds depend on each other.
+# Before and after are compared on the same clips. The interval of the gain draws whole speakers
+# (or machines); `p_z` is the paper's one-tailed z-test, which takes UAR as a share of independent
+# clips; `p_mcnemar` is McNemar's exact test, two-sided, of the right and wrong decisions, clips
+# again taken as independent. Both are also corrected over this table by Holm. The p of several
+# seeds is twice their median (at most 1), which holds however the seeds depend on each other.
 
 # %%
 gains = comparisons.gains(predictions)
 runs.write_table(folder / "gains.csv", gains)
 title = (
-    "What the defences gain: UAR [%] with 95 % interval (bootstrap over speakers); p of the "
+    f"What the defences gain: UAR [%] with 95 % interval (bootstrap over {client}s); p of the "
     f"one-tailed z-test and of McNemar's, each corrected over the table by Holm. {caption}"
 )
 runs.write_text(folder / "gains.tex", tables.latex(gains, caption=title, label="gains"))
@@ -99,19 +100,19 @@ central
 # %% [markdown]
 # ## Is everyone protected?
 #
-# UAR of each speaker's own test clips. They are few, so the worst of many speakers is low by
-# chance too.
+# UAR of the test clips of each speaker (or machine). They are few, so the worst of many is low
+# by chance too.
 
 # %%
 each = comparisons.by_speaker(predictions)
 speakers = comparisons.speakers(each)
 runs.write_table(folder / "speakers.csv", speakers)
-title = f"UAR [%] over speakers. {caption}"
+title = f"UAR [%] over {client}s. {caption}"
 runs.write_text(folder / "speakers.tex", tables.latex(speakers, caption=title, label="speakers"))
 speakers.round(2)
 
 # %%
-picture = figures.speakers(each, caption=caption)
+picture = figures.speakers(each, client=client, caption=caption)
 figures.save(picture, folder, "speakers", origin=origin)
 
 # %% [markdown]
@@ -143,7 +144,7 @@ figures.save(fig5, folder, "fig5", origin=origin)
 # %% [markdown]
 # ## Figure 6: confusions of randomised adversarial clips
 #
-# Shares of each true emotion in percent, and counts (of all seeds together).
+# Shares of each true class in percent, and counts (of all seeds together).
 
 # %%
 fig6 = figures.confusions(predictions, caption=f"{caption}; counts of all seeds")

@@ -5,7 +5,7 @@
 # who does: it attacks the expectation over the randomisation's draws (EOT). How much of what the
 # paper's protocol claims is left?
 #
-# **Threat model.** Goal: any wrong emotion for a clip, at inference. Knowledge: the model, its
+# **Threat model.** Goal: any wrong class for a clip, at inference. Knowledge: the model, its
 # weights, the randomisation and its ranges, but not the draws that the judge will make (white
 # box). Budget: each pixel of the standardised log-Mel image may change by epsilon (L-inf); against
 # the claim on DeepFool, as far on each clip, in L2, as DeepFool went. What epsilon is in dB of
@@ -17,7 +17,7 @@ preset: str = "demo"  # smoke, demo, paper
 corpus: str = None  # as given to 02
 attack: str = None  # the model checked in full, by its training: none, fgsm, pgd, deepfool
 seed: int = None  # of the models' runs
-clips: int = None  # at most so many test clips, evenly from all emotions
+clips: int = None  # at most so many test clips, evenly from all classes
 draws: int = 20  # of the judge, and as many of the attacker's own
 eot: list = None  # draws per gradient, rising
 gradients: int = (
@@ -182,7 +182,7 @@ display(picture, pd.DataFrame(cost, columns=["defence", "ms per clip", "device"]
 # ## The honest table
 #
 # Behind the randomisation: what the paper's protocol claims, what the attacker who knows leaves,
-# and the difference, with 95 % intervals from a bootstrap over speakers.
+# and the difference, with 95 % intervals from a bootstrap over speakers (or machines).
 
 # %%
 honest = verdict(evidence)

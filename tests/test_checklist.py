@@ -80,6 +80,14 @@ def test_a_sound_attack_passes_every_item():
     assert found.loc[14, "number"] == 1
 
 
+def test_the_threat_is_a_wrong_emotion_or_class():
+    speech = passing().replace("joy", "happiness")
+    for rows, label, client in ((speech, "emotion", "speaker"), (passing(), "class", "client")):
+        found = items(rows)["ran"]
+        assert found.str.startswith(f"any wrong {label}, white box").any()
+        assert found.str.contains(f"a bootstrap over {client}s; trained").any()
+
+
 def test_what_was_not_run_says_so():
     found = items(passing().query("test != 'transfer'"))
     assert found.loc[12, "result"] == "not run"

@@ -150,6 +150,22 @@ def test_where_there_is_no_interval_it_says_so(predictions):
         Decisions(predictions.iloc[:0])
 
 
+def test_words_follow_the_labels(predictions):
+    machines = {"guilt": "healthy", "fear": "imbalance", "anger": "looseness"}
+    for rows, label, client in (
+        (predictions, "emotion", "speaker"),
+        (predictions.replace(machines), "class", "client"),
+    ):
+        found = Decisions(rows)
+        alone, both = (confusions.said(found, own) for own in ([NATURE], [NATURE, TRAINED]))
+        assert f"clips of a true {label} were given" in alone
+        assert f"over 2 {client}s)" in alone
+        assert f"the same {client}s drawn" in both
+        (axes,) = matrices.pictured([("one", [found.counts(NATURE)])]).axes
+        assert axes.get_ylabel() == f"true {label}"
+        assert axes.figure.get_supxlabel().startswith(f"percent of a true {label}'s clips")
+
+
 def test_only_what_exists_can_be_chosen(predictions):
     explorer = confusions.ConfusionExplorer(predictions)
     first = explorer.first

@@ -82,6 +82,13 @@ def test_epsilon_moves_picture_and_bars(explorer):
     assert (explorer.picture.value, explorer.decisions.value) == before
 
 
+def test_the_filters_are_called_what_they_are(explorer, monkeypatch):
+    assert (explorer.speaker.description, explorer.emotion.description) == ("Speaker", "Emotion")
+    monkeypatch.setattr(perturbation.tables, "words", lambda classes: ("class", "client"))
+    other = PerturbationExplorer([explorer._stage.run])
+    assert (other.speaker.description, other.emotion.description) == ("Client", "Class")
+
+
 def test_filters_narrow_the_clips(explorer):
     everything = len(explorer.clip.options)
     explorer.emotion.value = "fear"

@@ -4,7 +4,8 @@ import subprocess
 import pandas as pd
 import pytest
 
-from fedser_utils import comparisons, figures, runs, tables
+from fedser_utils import comparisons, diagrams, figures, machines, runs, tables
+from fedser_utils.corpora import READERS
 
 
 @pytest.fixture
@@ -42,10 +43,40 @@ def test_table_2():
     clips = pd.DataFrame(
         {"emotion": [*"aab"], "split": ["train", "test", "train"], "speaker": [*"xyz"]}
     )
-    found = tables.table2(clips).set_index("emotion")
+    found = tables.table2(clips).set_index("class")
     assert found.loc["a"].tolist() == [1, 1, 2]
     assert found.loc["b"].tolist() == [1, 0, 1]
     assert found.loc["sum"].tolist() == [2, 1, 3]
+    clips["emotion"] = ["anger", "anger", "fear"]
+    assert list(tables.table2(clips).columns) == ["emotion", "train", "test", "sum"]
+
+
+def test_words_follow_the_labels():
+    known = {name for reader in READERS.values() for name in reader.emotions.values() if name}
+    assert tables.words(known) == ("emotion", "speaker")
+    for classes in (machines.LABELS, ["anger", "healthy"], "ab"):
+        assert tables.words(classes) == ("class", "client")
+
+
+@pytest.mark.parametrize(
+    ("classes", "axis", "box", "row"),
+    [
+        (["anger", "fear"], "Client (speaker)", "emotion", "client (one speaker),"),
+        (["healthy", "looseness"], "Client", "class", "client, and its clips"),
+    ],
+)
+def test_pictures_say_what_the_labels_are(several, classes, axis, box, row):
+    clips = pd.DataFrame({"emotion": classes, "split": "train", "speaker": [*"xy"]})
+    words = tables.words(classes)
+    assert figures.clips_by_client(clips).axes[0].get_xlabel() == axis
+    said = [text.get_text() for text in diagrams.framework(words).axes[0].texts]
+    assert {"emotion", "class"} & set(said) == {box}
+    assert row in diagrams.notation(words)
+    assert ("emotions;" if box == "emotion" else "classes;") in diagrams.notation(words)
+    each = comparisons.by_speaker(several)
+    (legend,) = figures.speakers(each, client=words.client).legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names[:2] == [f"a {words.client}", f"mean over {words.client}s"]
 
 
 def test_table_3_is_the_last_round_with_the_papers_numbers(predictions):
