@@ -47,7 +47,7 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 dashboard: $(STAMP)  ## one page over all runs, on this machine alone: make dashboard PORT=8866
 	cd deploy/voila && PATH="$(BIN):$$PATH" JUPYTER_PATH="$(CURDIR)/deploy/voila" \
-	FEDSER_OUTPUTS="$(OUTPUTS)" voila "$(CURDIR)/notebooks/07_dashboard.ipynb" --token --port "$(PORT)"
+	FEDSER_OUTPUTS="$(OUTPUTS)" voila "$(CURDIR)/notebooks/08_dashboard.ipynb" --token --port "$(PORT)"
 
 test-browser: $(STAMP)  ## install Chromium where there is none (Debian, Ubuntu), then test in it
 	command -v chromium chromium-browser > /dev/null || (apt-get update && apt-get install -y chromium)

@@ -208,7 +208,7 @@ def test_headless_outputs_hold_pictures(study):
         ("04_randomisation", {"draws": 0}, "draws 0 must be a whole number >= 1"),
         ("06_adaptive", {"eot": 3}, "eot 3 must be a list of numbers, such as"),
         ("05_analysis", {"preset": "paper"}, "study 'paper' has no complete run in"),
-        ("07_dashboard", {}, "parameter 'preset' is unknown; choose from outputs"),
+        ("08_dashboard", {}, "parameter 'preset' is unknown; choose from outputs"),
     ],
 )
 def test_refusals(tmp_path, notebook, parameters, words):

@@ -125,7 +125,7 @@ def lab(folder):
 def dashboard(study, folder):
     """The address of the dashboard that Voila serves."""
     port, token, voila = free_port(), secrets.token_hex(8), config.ROOT / "deploy" / "voila"
-    command = [str(Path(sys.executable).parent / "voila"), str(folder / "07_dashboard.ipynb")]
+    command = [str(Path(sys.executable).parent / "voila"), str(folder / "08_dashboard.ipynb")]
     command += [f"--Voila.token={token}", "--port", str(port)]
     address, log = f"http://127.0.0.1:{port}/?token={token}", folder.parent / "voila.log"
     with served(command, address, voila, log, JUPYTER_PATH=str(voila)):

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 07 Dashboard: what is done, and what is missing?
+# # 08 Dashboard: what is done, and what is missing?
 #
 # One page over all runs of all studies in a folder: how far each is, what the paper's tables still
 # need and the commands that make it, and the figures. Runs are only looked at, never changed, so
