@@ -12,7 +12,7 @@ from functools import partial
 
 import pandas as pd
 
-from fedser_utils import config, corpora
+from fedser_utils import config
 from fedser_utils.config import Settings
 from fedser_utils.plan import START, TRAINING, State
 
@@ -64,7 +64,9 @@ def clips_of(settings: Settings) -> int:
         return settings.clips
     if table.exists():
         return int(pd.read_csv(table)["sum"].iloc[-1])
-    return len(corpora.load_corpus(settings.corpus).clips)
+    from fedser_utils.partition import corpus_of  # here, as below
+
+    return len(corpus_of(settings).clips)
 
 
 def training_seconds(state: State, settings: Settings, clips: int, speed: Speed) -> float:
@@ -123,10 +125,11 @@ def _measured(settings: Settings) -> Speed:
     def in_lanes(side_by_side: int) -> None:
         draws = generator(settings.seed, "measure")
         plan = training.draw(count, epochs=1, attack=False, generator=draws, **options)
-        engine.fit([Job(x, y, plan, None)] * side_by_side, weights)
+        jobs = [Job(x, y, plan, None)] * side_by_side
+        engine.fit(jobs, weights, learning_rate=settings.learning_rate)
 
     if clients.is_fast(settings):
-        recipe = Recipe(settings.learning_rate, settings.alpha, 0.0, bf16)
+        recipe = Recipe(settings.alpha, 0.0, bf16)
         engine = Engine(model, recipe, clients=settings.speakers)
 
     def trained(side_by_side: int) -> float:

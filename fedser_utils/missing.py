@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from fedser_utils import config
-from fedser_utils.config import HOW, ROOT, SYNTHETIC, WHO, InputError
+from fedser_utils.config import EMBEDDED, HOW, ROOT, SYNTHETIC, WHO, InputError
 from fedser_utils.overview import Seen
 from fedser_utils.tables import MODELS
 
@@ -133,12 +133,14 @@ def _elsewhere(outputs: str | Path) -> bool:
 def differences(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that change a result and are not as their preset has them, without those that
     tell a study's runs apart. Empty where the preset is not known here."""
+    named = settings.get("log_mel")
     try:
-        preset = config.load_settings(str(settings.get("preset"))).values()
+        preset = config.load_settings(str(settings.get("preset")), log_mel=named).values()
     except InputError:
         return {}
     skipped = {*HOW, *WHO, "preset", "corpus"}
-    return {
+    alone = settings.get("corpus") in EMBEDDED or named in (None, "speech")
+    return ({} if alone else {"log_mel": named}) | {
         name: value
         for name, value in settings.items()
         if name in preset.keys() - skipped and value is not None and value != preset[name]

@@ -103,18 +103,18 @@ class Federation:
     def tensors(self, table: pd.DataFrame, *, device: str = "cpu") -> tuple[Tensor, Tensor]:
         """x: (n, 1, frames, bands) float32, standardised log-Mel; y: (n,) int64 class indices."""
         mean, std = self.standard(table)
-        x = (self.log_mels[table.index][:, None] - mean) / std
+        x = (torch.from_numpy(self.log_mels[table.index][:, None]) - mean) / std
         y = pd.Categorical(table["emotion"], categories=self.classes).codes.astype(np.int64)
-        return torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
+        return x.to(device), torch.from_numpy(y).to(device)
 
-    def standard(self, table: pd.DataFrame) -> Standard:
+    def standard(self, table: pd.DataFrame, *, device: str = "cpu") -> tuple[Tensor, Tensor]:
         """What the clips of some rows are standardised with: mean and standard deviation, float32,
         (bands,), or (n, 1, 1, bands) where groups have their own."""
-        if self.by is None:
-            return self.mean, self.std
-        own = [self.groups[name] for name in table[self.by]]
-        mean, std = (np.stack(column)[:, None, None] for column in zip(*own, strict=True))
-        return mean, std
+        mean, std = self.mean, self.std
+        if self.by is not None:
+            own = [self.groups[name] for name in table[self.by]]
+            mean, std = (np.stack(column)[:, None, None] for column in zip(*own, strict=True))
+        return torch.from_numpy(mean).to(device), torch.from_numpy(std).to(device)
 
     def sound(self, index: int, *, device: str = "cpu") -> Tensor:
         """(1, samples) at the front end's rate: the clip of one row of ``clips``, not repeated nor
@@ -124,7 +124,8 @@ class Federation:
 
     def listener(self, index: int, *, device: str = "cpu") -> features.StandardisedLogMel:
         """From a waveform to what ``tensors`` holds, for the clip of one row of ``clips``."""
-        mean, std = (value.reshape(-1) for value in self.standard(self.clips.loc[[index]]))
+        own = self.standard(self.clips.loc[[index]])
+        mean, std = (value.reshape(-1).numpy() for value in own)
         return features.StandardisedLogMel(mean, std, self.front, level=self.level).to(device)
 
 

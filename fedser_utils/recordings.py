@@ -83,18 +83,10 @@ def of(run: Run, *, corpus: str) -> Recordings:
     made = Run(run.folder, run.config | {"settings": moved}).settings
     if made.runtime == "deployment":
         return Recordings({}, made.front_end)
-    names = _names(made.corpora) if len(made.corpora) > 1 else [""]
+    names = made.corpus_names if len(made.corpora) > 1 else [""]
     folders = (_folder(entry, made) for entry in made.corpora)
     found = {name: root for name, root in zip(names, folders, strict=True) if root}
     return Recordings(found, made.front_end)
-
-
-def _names(corpora: Sequence[str]) -> list[str]:
-    """What each of several corpora is called: where two are called alike, the later one has a
-    number."""
-    names = [corpus_name(entry) for entry in corpora]
-    again = [names[:place].count(name) for place, name in enumerate(names)]
-    return [f"{name}-{n + 1}" if n else name for name, n in zip(names, again, strict=True)]
 
 
 def _folder(entry: str, made: Settings) -> Path | None:

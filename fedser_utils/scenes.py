@@ -84,7 +84,7 @@ class Stage:
     def scene(self, index: int, attack: str) -> Scene:
         """The clip in row ``index`` of ``clips`` under an attack of ``names``."""
         x, y = self.data.tensors(self.data.clips.loc[[index]], device=self.device)
-        sound, listen = self.data.sound(index, device=self.device), self.listen
+        sound, listen = self.data.sound(index, device=self.device), self.listen(index)
         sounds = [sound]
         if attack == ON_SOUND:
             strengths = RATIOS
@@ -107,9 +107,9 @@ class Stage:
         found = attacks.perceptibility(x.expand_as(images), images, **standard)["snr_db"]
         return Scene(strengths, images, self.shares(images), sounds, found.tolist())
 
-    @cached_property
-    def listen(self) -> torch.nn.Module:
-        return self.data.listener(device=self.device)
+    def listen(self, index: int) -> torch.nn.Module:
+        """From the sound of the clip in row ``index`` to what the model sees."""
+        return self.data.listener(index, device=self.device)
 
     @torch.no_grad()
     def shares(self, images: Tensor) -> Tensor:

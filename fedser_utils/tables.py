@@ -212,15 +212,16 @@ def _p_value(p: float) -> str:
 
 def caption(predictions: pd.DataFrame, clips: pd.DataFrame, *, study: str, corpus: str) -> str:
     """What a figure or table must say of its origin: study, corpus, clients, n, rounds, seeds,
-    runs. predictions: with the column seed; corpus: as a run's settings have it, of a path only
-    the last part is shown."""
-    clients = clips.loc[clips["split"] == "train", "speaker"].nunique()
+    runs. predictions: with the column seed; corpus: as a run's settings have it, of paths
+    only the last parts are shown."""
+    clients = clips.loc[clips["split"] == "train", "client"].nunique()
+    names = " + ".join(Path(entry).name for entry in corpus.split(","))
     n = (clips["split"] == "test").sum()
     runs, rounds = predictions["run"].nunique(), predictions["round"].max()
     seeds = sorted(predictions["seed"].unique())
     listed = ("seed " if len(seeds) == 1 else "mean of seeds ") + ", ".join(map(str, seeds))
     return (
-        f"{study}: corpus {Path(corpus).name}, {clients} clients, n = {n} test clips, "
+        f"{study}: corpus {names}, {clients} clients, n = {n} test clips, "
         f"{rounds} rounds, {runs} runs, {listed}"
     )
 

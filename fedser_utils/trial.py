@@ -203,7 +203,7 @@ def on_trial(
     x, y = data.tensors(clips, device=device)
     made = run.settings
     front = made.front_end
-    mean, std = (torch.from_numpy(value).to(device) for value in data.standard(clips))
+    mean, std = data.standard(clips, device=device)
     return Trial(
         plain=folded(model), aim=attackable(model, bf16=bf16), clips=clips, x=x, y=y,
         classes=data.classes, mean=mean, std=std,

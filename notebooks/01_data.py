@@ -7,11 +7,20 @@
 # %% tags=["parameters"]
 # Parameters: None means "as the preset says"
 preset: str = "demo"  # smoke, demo, paper
-corpus: str = None  # "synthetic", a folder of audio, or a CSV manifest (path, speaker, emotion)
+corpus: str = None  # "synthetic", "machines", a folder of audio, a CSV manifest; several: a,b
+reader: str = None  # auto, folders: where names are not known, .../client/class/file
+classes: str = None  # of several corpora: shared (those that all have), all
+clips_per_speaker: int = None  # at most; otherwise all
+log_mel: str = None  # auto, speech, machines: rate, window, bands ... (02 has each alone)
+level: str = None  # none, rms: every clip made equally loud
+standardisation: str = None  # by the statistics of: all, corpus, client
+partition: str = None  # of clips to clients: speaker, iid, dirichlet (over labels), quantity
+client_count: int = None  # where it is not by speaker; otherwise as many as speakers
+skew_alpha: float = None  # of dirichlet and quantity; small: clients are very unlike
 split: str = None  # speaker_dependent, speaker_independent
 seed: int = None  # of the split
-speakers: int = None  # of the embedded corpus, 2 to 68
-clips: int = None  # of the embedded corpus, 28 to 9365
+speakers: int = None  # or machines, of the embedded corpora, 2 to 68
+clips: int = None  # of the embedded corpora, 28 to 9365
 outputs: str = None  # folder for results; the repository's outputs/ otherwise
 
 # %%

@@ -9,14 +9,31 @@
 # %% tags=["parameters"]
 # Parameters: None means "as the preset says"
 preset: str = "demo"  # smoke, demo, paper
-corpus: str = None  # "synthetic", a folder of audio, or a CSV manifest (path, speaker, emotion)
+corpus: str = None  # "synthetic", "machines", a folder of audio, a CSV manifest; several: a,b
+reader: str = None  # auto, folders: where names are not known, .../client/class/file
+classes: str = None  # of several corpora: shared (those that all have), all
+clips_per_speaker: int = None  # at most; otherwise all
+log_mel: str = None  # auto, speech, machines: named values of the following
+sample_rate: int = None  # Hz
+window: int = None  # samples
+hop: int = None  # samples
+bands: int = None  # of the Mel scale
+lowest: float = None  # Hz
+highest: float = None  # Hz
+seconds: float = None  # of sound in an image; shorter ones are repeated, longer ones cut
+level: str = None  # none, rms: every clip made equally loud
+standardisation: str = None  # by the statistics of: all, corpus, client
 attack: str = None  # adversarial training with: none, fgsm, pgd, deepfool
 clients: str = None  # speakers, or pooled: one client with all clips (centralised)
 seed: int = None  # of split, weights, batches and draws
+partition: str = None  # of clips to clients: speaker, iid, dirichlet (over labels), quantity
+client_count: int = None  # where it is not by speaker; otherwise as many as speakers
+skew_alpha: float = None  # of dirichlet and quantity; small: clients are very unlike
 rounds: int = None
 local_epochs: int = None
 batch_size: int = None
 learning_rate: float = None  # of the clients' Adam
+learning_rate_decay: float = None  # factor from round to round
 client_state: str = None  # keep, reset: a client's Adam state across rounds
 strategy: str = (
     None  # FedAvg, FedProx, FedAdam, FedYogi, FedAvgM, FedMedian, FedTrimmedAvg, Krum ...
@@ -38,9 +55,11 @@ timeout: float = None  # seconds after which a client that has not replied is mi
 superlink: str = None  # host:port of a deployment that is up; otherwise one is started here
 certificates: str = None  # the folder of that deployment's ca.crt
 split: str = None  # speaker_dependent, speaker_independent
-speakers: int = None  # of the embedded corpus, 2 to 68
-clips: int = None  # of the embedded corpus, 28 to 9365
+speakers: int = None  # or machines, of the embedded corpora, 2 to 68
+clips: int = None  # of the embedded corpora, 28 to 9365
 width: float = None  # factor on VGG-15's channels
+norm: str = None  # batch, group
+batch_norm: str = None  # average, local (stays with the client), reestimate (after averaging)
 alpha: float = None  # weight of the original half's loss, Eq. 5
 epsilon: float = None  # L-inf radius of FGSM and PGD, standardised log-Mel units
 step_size: float = None  # of PGD
@@ -48,6 +67,7 @@ steps: int = None  # of PGD and DeepFool
 overshoot: float = None  # of DeepFool
 resize: str = None  # randomisation: bilinear, nearest
 eval_every: int = None  # rounds
+attack_every: int = None  # rounds; otherwise at each evaluation
 checkpoint_every: int = None  # rounds; otherwise at each evaluation
 precision: str = None  # auto, fp32, bf16
 engine: str = None  # auto (fast on a GPU, plain on a CPU), fast, plain
@@ -99,10 +119,10 @@ run_figure
 
 # %%
 words = tables.words(clips["emotion"])
-diagrams.framework(words)
+diagrams.framework(words, shape=settings.front_end.shape)
 
 # %%
-diagrams.network()
+diagrams.network(clips["emotion"].nunique(), shape=settings.front_end.shape)
 
 # %%
 Markdown(diagrams.notation(words))

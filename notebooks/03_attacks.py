@@ -91,7 +91,8 @@ perturbation.show(shown, device=device)
 # attack on the sound itself is exact: its WAV is what the model hears, in 16 bits.
 
 # %%
-listen, sound = data.listener(device=device), data.sound(test.index[first], device=device)
+row = test.index[first]
+listen, sound = data.listener(row, device=device), data.sound(row, device=device)
 moved = attacks.waveform_pgd(aim, sound, truth, features=listen, snr_db=own.snr_db, steps=10)
 assert attacks.snr_db(sound, moved) > own.snr_db - 1e-3
 sounds = {"original": sound, f"PGD on the sound, {own.snr_db:g} dB": moved}
@@ -108,8 +109,8 @@ players(heard, data.classes, truth=data.classes[int(truth)])
 
 # %%
 three = {name: at(name) for name in attacks.ATTACKS}
-standard = {"mean": listen.mean, "std": listen.std}
-sizes = evaluation.sizes(model, x[:24], y[:24], three, bf16=bf16, **standard)
+mean, std = data.standard(test[:24], device=device)
+sizes = evaluation.sizes(model, x[:24], y[:24], three, mean=mean, std=std, bf16=bf16)
 stored.write_table(settings.folder / "perceptibility.csv", sizes.assign(run=run.id))
 sizes.round(3)
 

@@ -76,7 +76,7 @@ test = trial.some_of(data.table("test"), own.clips, seed=settings.seed)
 bf16, epsilon = clients.uses_bf16(checked.settings, device), checked.settings.epsilon
 origin = stored.origin(study)
 on = {"draws": own.draws, "device": device, "bf16": bf16}
-caption = f"{settings.study}: n = {len(test)} test clips of corpus {data.corpus.root.name}, "
+caption = f"{settings.study}: n = {len(test)} test clips of corpus {data.corpus.name}, "
 caption += f"{own.draws} draws, {checked.settings.rounds} rounds, seed {settings.seed}"
 caption
 

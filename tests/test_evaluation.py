@@ -95,7 +95,8 @@ def test_sizes(pair):
 
 
 def test_what_is_heard_is_what_was_written(trained, speakers4, tmp_path):
-    listen, sound = speakers4.listener(), speakers4.sound(speakers4.clips.index[0])
+    first = speakers4.clips.index[0]
+    listen, sound = speakers4.listener(first), speakers4.sound(first)
     sounds = {"as it was": sound, "louder, 2 dB": 0.9 * sound / sound.abs().max()}
     heard = evaluation.heard(trained[0], listen, sounds, tmp_path / "new")
     assert [path.name for path in heard["path"]] == ["as-it-was.wav", "louder-2-dB.wav"]

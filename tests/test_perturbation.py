@@ -55,10 +55,11 @@ def test_a_scene_holds_the_attack_at_every_strength(stage, attack):
 def test_an_attack_on_the_sound_keeps_its_ratio(stage):
     from fedser_utils.attacks import snr_db
 
-    scene = stage.scene(stage.clips.index[1], ON_SOUND)
+    index = stage.clips.index[1]
+    scene = stage.scene(index, ON_SOUND)
     for place, ratio in enumerate(scene.strengths, 1):
         assert float(snr_db(scene.sounds[0], scene.sounds[place])) >= ratio - 1e-2
-        heard = stage.listen(scene.sounds[place])[0]
+        heard = stage.listen(index)(scene.sounds[place])[0]
         assert torch.allclose(heard, scene.images[place], atol=1e-4)
 
 
