@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from fedser_utils import audio, counted
-from fedser_utils.config import EMBEDDED, Settings, corpus_name
+from fedser_utils.config import EMBEDDED, Settings
 from fedser_utils.frontends import SPEECH, FrontEnd
 from fedser_utils.runs import Run
 

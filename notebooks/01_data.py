@@ -30,10 +30,11 @@ settings = config.notebook_settings(globals())
 
 from IPython.display import Audio, Markdown, display
 
-from fedser_utils import diagrams, figures, partition, runs, tables
+from fedser_utils import diagrams, figures, runs, tables
+from fedser_utils.partition import load_federation
 
 with config.refusals():
-    data = partition.load_federation(settings)
+    data = load_federation(settings)
 
 # %% [markdown]
 # ## The framework, the network, the notation
