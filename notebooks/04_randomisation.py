@@ -48,18 +48,16 @@ bf16 = clients.uses_bf16(made, device)
 model = models.load(run).to(device)
 plain, aim = models.folded(model), models.attackable(model, bf16=bf16)
 pgd = partial(clients.attack_of(made, "pgd"), aim)
-x, y = data.tensors(test, device=device)
+(x, y), shape = data.tensors(test, device=device), made.front_end.shape
 run.id
 
 # %% [markdown]
 # ## What a draw does to a clip
 
 # %%
-shape = made.front_end.shape
 randomise = Randomise.on(shape, mode=made.resize)
-two = x[:1].repeat(2, 1, 1, 1)
 draw = randomise.draw(2, generator(made.seed, "picture"))
-drawn = randomise(two, draw)
+drawn = randomise(x[:1].repeat(2, 1, 1, 1), draw)
 assert drawn.shape[2:] == randomise.padded
 titles = [f"resized to {tuple(s.tolist())}, offset {tuple(o.tolist())}" for s, o in zip(*draw)]
 titles = [f"original, {shape[0]} x {shape[1]}", *titles]
@@ -95,11 +93,10 @@ figures.save(picture, settings.folder, "tuning", origin=stored.origin([run]), ro
 # On test clips, original and attacked with PGD against the plain model.
 
 # %%
-tuned = (int(best["frames"]), int(best["mels"]))
+tuned = {n: int(best[n]) for n in ("frames", "mels")} | {"value": best["value"], "shape": shape}
 averages = [k for k in own.averages if 1 < k <= own.draws]
 variants = {mode: Randomise.on(shape, mode=mode) for mode in RESIZE_MODES}
-options = {"shape": shape, "value": best["value"], "mode": made.resize}
-variants["tuned"] = Randomise.with_margins(*tuned, **options)
+variants["tuned"] = Randomise.with_margins(**tuned, mode=made.resize)
 found = []
 with worker_pool(device) as pool:
     attacked = evaluation.in_batches(pgd, x, y, pool=pool)
