@@ -11,7 +11,7 @@ from fedser_utils.config import ROOT
 LAYERS = (
     ("frontends",),
     ("config", "seeding", "counted", "workers", "scrutiny"),
-    ("command", "live"),
+    ("command", "live", "remedies"),
     ("certificates", "gate", "services"),
     ("connection", "compose"),
     ("deployment",),
@@ -39,10 +39,11 @@ LAYERS = (
     ("tables",),
     ("checklist",),
     ("verdict",),
-    ("comparisons", "overview"),
-    ("figures", "missing", "pictures", "selections"),
+    ("comparisons", "overview", "skew"),
+    ("drift", "effects", "figures", "missing", "pictures", "selections"),
     ("canvas", "choices", "diagrams", "matrices", "pages", "plan", "recordings", "scenes"),
-    ("confusions", "dashboard", "estimate", "widgets"),
+    ("contrasts", "lessons"),
+    ("confusions", "dashboard", "estimate", "obstacles", "widgets"),
     ("perturbation",),
     ("study",),
 )
@@ -95,7 +96,8 @@ def test_the_list_of_attacks_modules_is_whole():
 
 
 def test_analysis_never_imports_torch():
-    code = "import sys; from fedser_utils import comparisons, config, figures, runs, tables; "
+    code = "import sys; from fedser_utils import comparisons, config, contrasts, effects, "
+    code += "figures, lessons, obstacles, remedies, runs, skew, tables; "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
