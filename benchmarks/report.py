@@ -68,9 +68,11 @@ def save(
     figures: Sequence[Mapping[str, Any]],
     *,
     quick: bool,
+    made_on: str = "",
     **facts: Any,
 ) -> None:
-    """Print the rows as a table, and write the result unless it is a quick one."""
+    """Print the rows as a table, and write the result unless it is a quick one. made_on: the
+    device that the rows come from, where it is not the one this runs on."""
     from fedser_utils import runs
 
     rows = [{key: rounded(value) for key, value in row.items()} for row in rows]
@@ -81,19 +83,22 @@ def save(
         return
     today = datetime.now(UTC).date().isoformat()
     found = {"name": name, "claim": " ".join(claim.split()), "date": today} | facts
-    found |= {"device": device_name(device), "machine": platform.machine()}
+    found |= {"device": made_on or device_name(device), "machine": platform.machine()}
     packages = ("torch", "flwr", "ray", "adversarial-robustness-toolbox", "numpy")
     found |= {"versions": {package: version(package) for package in packages}}
     found |= {"commit": runs.commit(), "figures": list(figures), "rows": rows}
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{_slug(device)}-{today}.json"
+    path = RESULTS / f"{name}-{_slug(made_on or _named(device))}-{today}.json"
     path.write_text(json.dumps(found, indent=2) + "\n")
     print(f"results/{path.name}")
 
 
-def _slug(device: str) -> str:
+def _named(device: str) -> str:
+    return device_name(device) if device.startswith("cuda") else "cpu"
+
+
+def _slug(name: str) -> str:
     """``cpu``, ``nvidia-h100-80gb-hbm3``."""
-    name = device_name(device) if device.startswith("cuda") else "cpu"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -37,12 +37,12 @@ def _looks(names: Iterable[str]) -> dict[str, dict]:
     }
 
 
-def _legend(figure: Figure, axes: plt.Axes, **options) -> None:
+def _legend(figure: Figure, axes: plt.Axes) -> None:
     """At the right of everything, in as many columns as the height asks for."""
     handles, names = axes.get_legend_handles_labels()
     rows = max(1, int(figure.get_figheight() / 0.17))
     columns = -(-len(names) // rows)
-    figure.legend(handles, names, loc="outside right upper", ncols=columns, **options)
+    figure.legend(handles, names, loc="outside right upper", ncols=columns, handlelength=2.6)
 
 
 def _finished(figure: Figure, caption: str) -> Figure:

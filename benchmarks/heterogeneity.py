@@ -1,0 +1,75 @@
+"""Claim: what each remedy for clients that are not alike gains, when, at what cost and under attack
+can be recomputed from the folders that runs leave behind.
+
+    python benchmarks/heterogeneity.py [--quick] --study demo-emovo+ravdess [--outputs outputs]
+
+Reads the complete runs of a study, tells from their settings which remedy each is (relative to the
+settings most of the others are one remedy away from), and compares those of the same seed. Nothing
+is trained; device, versions and commit are those of the runs. --quick only prints.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from report import figure, options, save
+
+from fedser_utils import config, effects, lessons, remedies, runs
+
+
+def by_remedy(found: list[runs.Run]) -> dict[str, list[runs.Run]]:
+    """Runs by remedy, those as given first; those that are no remedy are named and left out."""
+    settings = [run.settings for run in found]
+    baseline, groups = remedies.baseline_of(settings), defaultdict(list)
+    for run, own in zip(found, settings, strict=True):
+        name = remedies.recognised(baseline, own)
+        if name is None:
+            changed = remedies.in_words(remedies.differences(baseline, own))
+            print(f"left out, no remedy: {run.id} ({changed})")
+            continue
+        groups[name].append(run)
+    return {name: groups[name] for name in remedies.REMEDIES if groups[name]}
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--outputs", default=str(config.ROOT / "outputs"))
+    parser.add_argument("--study", required=True, help="such as demo-emovo+ravdess")
+    parser.add_argument("--attack", default="none", help="the models' training: none, fgsm, ...")
+    parser.add_argument("--targets", type=float, nargs="+", default=[40, 60, 80], help="UAR in %%")
+    given = parser.parse_args()
+    model = "nature" if given.attack == "none" else given.attack
+    found = runs.find_runs(given.outputs, given.study)
+    found = [run for run in found if run.complete and run.config["model"] == model]
+    with config.refusals():
+        groups = by_remedy(found)
+        outcomes = effects.outcomes(groups)
+    table = effects.table(groups, outcomes, targets=given.targets)
+    print("\n".join(lessons.lessons(table, outcomes)))
+    used = [run for made in groups.values() for run in made]
+    facts = {
+        "study": given.study, "model": model, "runs": [run.id for run in used],
+        "seeds": sorted({run.settings.seed for run in used}), "n": int(table["n"].min()),
+        "made_with": {
+            "commits": sorted({run.config["commit"] for run in used}),
+            "versions": used[0].config["versions"],
+        },
+        "lessons": lessons.lessons(table, outcomes),
+    }  # fmt: skip
+    figures = [
+        figure(
+            f"{row.remedy.replace(' ', '_')}_uar_points", float(row.gain),
+            f"{row.remedy}, UAR beside training as given, 95 % [{row.gain_low:.1f}, "
+            f"{row.gain_high:.1f}] ({given.study}, n = {row.n}, {row.seeds} seeds)",
+        )
+        for row in table[table["gain"].notna()].itertuples()
+    ]  # fmt: skip
+    devices = sorted({run.config["device"] for run in used})
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    claim = __doc__.split("\n\n")[0]
+    save("heterogeneity", given.device, claim, rows, figures, quick=given.quick,
+         made_on=", ".join(devices), **facts)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
