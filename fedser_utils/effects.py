@@ -143,8 +143,8 @@ def table(runs: Runs, outcomes: pd.DataFrame, *, targets: Sequence[float]) -> pd
     percent on original test clips.
 
     Columns: remedy, settings (what it changes, in words), computing (passes over clips per round,
-    as a share of those as given), "rounds to 50 %" of each target (``rounds_to``), rounds; uar,
-    ci_low, ci_high, gain, gain_low, gain_high, sure_low, sure_high, better on original clips;
+    as a share of those as given), "rounds to 50 %" of each target (``rounds_to``), rounds,
+    eval_every; uar, ci_low, ci_high, gain and what belongs to it on original clips;
     "adversarial pgd" of each attack, "randomised_adversarial pgd" (UAR); "corpus emovo" and
     "language it" of each (UAR on original clips); deviation over clients, worst_client, worst_uar,
     worst_n, median_n; n, speakers, seeds.
@@ -158,7 +158,11 @@ def table(runs: Runs, outcomes: pd.DataFrame, *, targets: Sequence[float]) -> pd
         row = {"remedy": name, "settings": in_words(differences(given, settings)) or "-"}
         row |= {"computing": computing(given, settings)}
         row |= {f"rounds to {target:g} %": rounds_to(made, target) for target in targets}
-        row |= {"rounds": settings.rounds} | _wide(own) | _served(clients(made))
+        row |= (
+            {"rounds": settings.rounds, "eval_every": settings.eval_every}
+            | _wide(own)
+            | _served(clients(made))
+        )
         rows.append(row)
     found = pd.DataFrame(rows)
     last = ["n", "speakers", "seeds"]

@@ -88,7 +88,8 @@ def _sooner(table: pd.DataFrame) -> Iterable[str]:
         start = f"{base:.1f} rounds" if base == base else f"not within {given['rounds']} rounds"
         moved = reached[reached[column] != base]
         each = [_reached(row, row_rounds, base) for row, row_rounds in _with(moved, column)]
-        parts = [f"as given {start}", *each]
+        every = f" (evaluated every {given['eval_every']})" if given["eval_every"] > 1 else ""
+        parts = [f"{AS_GIVEN} {start}{every}", *each]
         if len(never):
             parts.append("not reached in every seed: " + ", ".join(never))
         yield f"{target} UAR on original clips: " + "; ".join(parts) + "."
@@ -126,14 +127,18 @@ def _attacked(own: pd.DataFrame, outcomes: pd.DataFrame) -> Iterable[str]:
 
 
 def _hurt(own: pd.DataFrame, outcomes: pd.DataFrame) -> Iterable[str]:
-    """Corpora and languages that a remedy hurts, though it does not hurt all together."""
+    """Corpora and languages that a remedy hurts, though it is not seen to hurt all together."""
     parts = outcomes[(outcomes["condition"] == "original") & (outcomes["scope"] != ALL)]
     parts = parts[parts["gain"].notna()].assign(verdict=judged)
     for row in own.itertuples():
         mine = parts[(parts["remedy"] == row.remedy) & (parts["verdict"] == HURTS)]
+        # a language may be one corpus by another name
+        mine = mine.drop_duplicates(["n", "gain", "gain_low", "gain_high"])
         if row.verdict != HURTS and len(mine):
-            each = ", ".join(f"{r.scope} {r.name} {_gain(r)}" for r in mine.itertuples())
-            word = "helps all together" if row.verdict == HELPS else "does not hurt all together"
+            each = ", ".join(
+                f"{part.scope} {part.name} {_gain(part)}" for part in mine.itertuples()
+            )
+            word = "helps all together" if row.verdict == HELPS else "cannot be said to hurt all"
             yield f"{row.remedy} {word} but hurts {each}."
 
 

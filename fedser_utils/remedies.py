@@ -35,10 +35,11 @@ REMEDIES: Mapping[str, Callable[[Settings], Changes]] = {
     "optimiser state reset": _always(client_state="reset"),
     "kept optimiser state": _always(client_state="keep"),
     "FedProx": _strategy("FedProx", proximal_mu=0.01),
-    # Flower's momentum is torch's: a steady update grows to 1 / (1 - momentum) of itself. With
-    # Flower's learning rate of 1 that would be ten clients' updates in one step
-    "FedAvgM": _strategy("FedAvgM", server_momentum=0.9, server_learning_rate=0.3),
-    # Flower's eta of 0.1 moves each weight by up to 0.1 a round, more than most weights are large
+    # Flower's momentum is torch's: a steady update grows to learning rate / (1 - momentum) of
+    # itself, here to its own length. Hsu et al.'s 0.9 with Flower's rate of 1 makes it ten times
+    # as long, and looks back over ten rounds, which is much where there are a few dozen
+    "FedAvgM": _strategy("FedAvgM", server_momentum=0.5, server_learning_rate=0.5),
+    # Flower's eta of 0.1 may move each weight by 0.1 a round, which is more than most weights
     "FedAdam": _strategy("FedAdam", eta=0.01, tau=1e-3),
     "local batch norm": _always(batch_norm="local"),
     "re-estimated batch norm": _always(batch_norm="reestimate"),
