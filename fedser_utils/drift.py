@@ -31,22 +31,22 @@ def drift(
     weights: Arrays,
     *,
     round_number: int,
-    optimisers: Mapping[str, Arrays] | None = None,
+    states: Mapping[str, Arrays] | None = None,
 ) -> pd.DataFrame:
     """One more round of every client from the same weights, which is not aggregated.
 
-    weights: as ``models.state_arrays``; with batch_norm local the clients' own are not among them.
-    optimisers: client -> its optimiser's state (``optimisers``); one that is not there starts
-    afresh, and goes further than it otherwise would. An update is the change of all trainable
-    parameters in one vector; they are held in single precision, which for 68 clients at width 1 is
-    4 GB.
+    weights: as ``models.state_arrays``. states: client -> what it keeps between rounds
+    (``kept``); one that is not there starts with a fresh optimiser, and goes further than it
+    otherwise would. An update is the change of all trainable parameters in one vector (0 for those
+    that a client keeps to itself); they are held in single precision, which for 68 clients at
+    width 1 is 4 GB.
 
     Columns: client, corpus (of its clips, or "several"), language, examples, loss, distance (L2
     norm of the update), relative (to the norm of the weights), cosine (to the mean update, weighted
     by examples), inside and outside (mean cosine to the updates of the other clients of its own
     corpus, and of other corpora; NaN where there are none).
     """
-    device, held, mu = clients.device_of(settings), optimisers or {}, settings.proximal_mu or 0.0
+    device, held, mu = clients.device_of(settings), states or {}, settings.proximal_mu or 0.0
     names = [name for name, _ in clients.model_of(settings, len(data.classes)).named_parameters()]
     start, updates, facts = _vector(weights, names), None, []
     for place, client in enumerate(data.clients):
@@ -94,8 +94,9 @@ def _row_means(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
 
 
-def optimisers(run: Run, data: Federation) -> dict[str, Arrays]:
-    """Each client's optimiser state in the run's newest checkpoint; {} where none were kept."""
+def kept(run: Run, data: Federation) -> dict[str, Arrays]:
+    """What each client keeps between rounds, from the run's newest checkpoint: its optimiser's
+    state, arrays of its own; {} where nothing is kept."""
     found = checkpoints.load(run.folder / "checkpoint")
     parts = found[1] if found else {}
     return {

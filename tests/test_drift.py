@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fedser_utils import clients, drift, models
+from fedser_utils import checkpoints, clients, drift, models, runs
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def statistics(model, x, *, batch_size):
 
 
 def test_batch_norm_shift_by_hand(tiny, mixed, model, monkeypatch):
-    monkeypatch.setattr(models, "batch_statistics", statistics, raising=False)
+    monkeypatch.setattr(models, "batch_statistics", statistics)
     found = drift.batch_norm_shift(tiny, mixed, model, most=8)
     assert len(found) == 3 * 13
     assert list(dict.fromkeys(found["corpus"])) == ["all", "one", "two"]
@@ -94,10 +94,9 @@ def test_batch_norm_shift_by_hand(tiny, mixed, model, monkeypatch):
     assert (found.loc[found["layer"] > 1, ["mean_shift", "variance_shift"]] == 0).all().all()
 
 
-@pytest.mark.skipif(not hasattr(models, "batch_statistics"), reason="models has no statistics yet")
 def test_batch_norm_shift_of_the_model_itself(tiny, mixed, model):
     before = {name: value.clone() for name, value in models.state_arrays(model).items()}
-    found = drift.batch_norm_shift(tiny, mixed, model)
+    found = drift.batch_norm_shift(tiny, mixed, model, most=8)
     assert np.isfinite(found[["mean_shift", "variance_shift"]]).all().all()
     assert (found["mean_shift"] > 0).any()
     assert all(torch.equal(before[n], v) for n, v in models.state_arrays(model).items())
@@ -122,13 +121,11 @@ def test_clips_are_taken_evenly():
     assert drift._evenly(clips, 12, 0).index.tolist() == drift._evenly(clips, 12, 0).index.tolist()
 
 
-def test_optimisers_are_found_by_client(federation, tmp_path):
-    from fedser_utils import checkpoints, runs
-
+def test_what_clients_keep_is_found_by_client(federation, tmp_path):
     run = runs.Run(tmp_path, {})
-    assert drift.optimisers(run, federation) == {}
+    assert drift.kept(run, federation) == {}
     state = {"exp_avg/classifier.0.bias": np.ones(3, np.float32)}
     checkpoints.save(tmp_path / "checkpoint", 2, {"weights": {}, "client-2": state})
-    found = drift.optimisers(run, federation)
+    found = drift.kept(run, federation)
     assert list(found) == [federation.clients[1]]
     assert torch.equal(found[federation.clients[1]]["exp_avg/classifier.0.bias"], torch.ones(3))
