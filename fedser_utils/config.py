@@ -69,6 +69,7 @@ STRATEGIES = {  # Flower's strategies -> which of the settings below are theirs,
     "MultiKrum": ("num_malicious_nodes", "num_nodes_to_select"),
     "Bulyan": ("num_malicious_nodes",),
 }
+ATTACKS = ("fgsm", "pgd", "deepfool")  # of adversarial training
 PARTITIONS = ("speaker", "iid", "dirichlet", "quantity")
 SKEWED = {"dirichlet": 0.5, "quantity": 0.5}  # partitions with a skew_alpha, and what None means
 
@@ -81,7 +82,7 @@ class Settings:
     preset: str = "demo"
     # "synthetic", "machines", a folder of audio, a CSV manifest; several with commas between them
     corpus: str = SYNTHETIC
-    attack: str = _one_of("none", "none", "fgsm", "pgd", "deepfool")  # adversarial training's
+    attack: str = _one_of("none", "none", *ATTACKS)  # adversarial training's
     seed: int = _whole(0, 0)
     # the embedded corpora's size
     speakers: int = _whole(68, 2, 68)
@@ -427,7 +428,7 @@ def own_parameters(
     """The parameters of one notebook alone; those that are None as the preset's section
     ``notebooks`` says.
 
-    own: name -> kind: bool, a positive int or float, or a list of these ([int], [float]); or
+    own: name -> kind: bool, str, a positive int or float, or a list of these ([int], [str]); or
     "real", any finite number.
     Raises SystemExit, in one line, for a value of another kind.
     """
@@ -443,11 +444,15 @@ def _refuse_other(name: str, value: Any, kind: Any) -> None:
     """InputError unless ``value`` is of the kind, as ``own_parameters`` has them."""
     if isinstance(kind, list):
         if not isinstance(value, list) or not value:
-            raise InputError(f"{name} {value!r} must be a list of numbers, such as [1, 2]")
+            such = "names, such as [a, b]" if kind == [str] else "numbers, such as [1, 2]"
+            raise InputError(f"{name} {value!r} must be a list of {such}")
         for each in value:
             _refuse_other(name, each, kind[0])
     elif kind is bool:
         choose(name, value, (True, False))
+    elif kind is str:
+        if not isinstance(value, str) or not value:
+            raise InputError(f"{name} {value!r} must be a text")
     elif kind == "real":
         number(name, value, type=float, low=-1e18)
     else:

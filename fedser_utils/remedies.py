@@ -10,7 +10,7 @@ first. None is known to help on corpora that nobody has tried.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedser_utils.config import HOW, STRATEGIES, WHO, InputError, Settings, choose
@@ -99,12 +99,25 @@ def fitting(settings: Settings) -> list[str]:
     """The remedies that these settings can have and that change them, after "as given"."""
     found = [AS_GIVEN]
     for name in REMEDIES:
+        if name == "standardised per corpus" and len(settings.corpora) == 1:
+            continue
         try:
             changed = changes(settings, name)
         except InputError:
             continue
         found += [name] if changed else []
     return found
+
+
+def chosen(settings: Settings, names: Sequence[str]) -> list[str]:
+    """The remedies of these names, after "as given"; "all": those that are ``fitting``. Raises
+    InputError for a name that is none, and for a remedy that these settings cannot have."""
+    if "all" in names:
+        return fitting(settings)
+    for name in names:
+        choose("remedy", name, ("all", *REMEDIES))
+        remedied(settings, name)
+    return list(dict.fromkeys([AS_GIVEN, *names]))
 
 
 def recognised(baseline: Settings, settings: Settings) -> str | None:

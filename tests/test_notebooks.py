@@ -22,6 +22,7 @@ LONGER = {
     "04_randomisation": 76,
     "05_analysis": 72,
     "06_adaptive": 110,
+    "07_heterogeneity": 112,
 }  # they show many things
 
 
