@@ -1,11 +1,14 @@
 """The benchmarks' results are in order, and the README shows the newest of them."""
 
 import ast
+import dataclasses
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from fedser_utils import config, remedies
 from fedser_utils.config import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -69,3 +72,24 @@ def test_a_figure_needs_a_unit(report):
     assert report.figure("train_clips_per_s", 4512.7, "Training")["value"] == 4513
     with pytest.raises(ValueError, match="must end in one of clips_per_s"):
         report.figure("speed", 1.0, "Speed")
+
+
+def test_runs_are_told_apart_by_their_remedy(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    heterogeneity = importlib.import_module("heterogeneity")
+    given = config.load_settings("smoke")
+    names = ["group norm", "as given", "FedProx", "as given"]
+    made = [dataclasses.replace(remedies.remedied(given, n), seed=i) for i, n in enumerate(names)]
+    made.append(dataclasses.replace(given, rounds=5))
+    runs = [SimpleNamespace(id=str(i), settings=own) for i, own in enumerate(made)]
+    found = heterogeneity.by_remedy(runs)
+    assert list(found) == ["as given", "FedProx", "group norm"]
+    assert [run.id for run in found["as given"]] == ["1", "3"]
+    assert capsys.readouterr().out == "left out, no remedy: 4 (rounds 5)\n"
+
+
+def test_a_result_is_filed_under_the_device_of_its_rows(report, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    report.save("study", "cpu", "Claim: x", [{"a": 1}], [], quick=False, made_on="NVIDIA H100 80GB")
+    path = next(tmp_path.glob("study-nvidia-h100-80gb-*.json"))
+    assert json.loads(path.read_text())["device"] == "NVIDIA H100 80GB"
