@@ -17,6 +17,7 @@ reader: str = None  # auto, folders: where names are not known, .../client/class
 classes: str = None  # of several corpora: shared (those that all have), all
 clips_per_speaker: int = None  # at most; otherwise all
 log_mel: str = None  # auto, speech, machines
+seconds: float = None  # of sound in an image; shorter ones are repeated, longer ones cut
 attack: str = None  # adversarial training of all: none, fgsm, pgd, deepfool
 defence: str = None  # adversarial training under label skew: fgsm, pgd, deepfool
 remedies: list = None  # what is tried, by name; all: whatever the settings can have

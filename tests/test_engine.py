@@ -51,7 +51,7 @@ def one_by_one(model, clips, **recipe):
     weights = weights_of(model)
     return [
         training.client_update(models.build(3, width=1 / 32, generator=generator()).to(x.device),
-                               weights, x, y, **given, **recipe)
+                               weights, x, y, **given, **recipe, **RATE)
         for x, y, given in clips
     ]  # fmt: skip
 
