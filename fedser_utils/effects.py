@@ -144,7 +144,8 @@ def table(runs: Runs, outcomes: pd.DataFrame, *, targets: Sequence[float]) -> pd
 
     Columns: remedy, settings (what it changes, in words), computing (passes over clips per round,
     as a share of those as given), "rounds to 50 %" of each target (``rounds_to``), rounds,
-    eval_every; uar, ci_low, ci_high, gain and what belongs to it on original clips;
+    eval_every; uar, ci_low, ci_high, gain and what belongs to it on original clips; chance (the
+    UAR of guessing);
     "adversarial pgd" of each attack, "randomised_adversarial pgd" (UAR); "corpus emovo" and
     "language it" of each (UAR on original clips); deviation over clients, worst_client, worst_uar,
     worst_n, median_n; n, speakers, seeds.
@@ -163,6 +164,7 @@ def table(runs: Runs, outcomes: pd.DataFrame, *, targets: Sequence[float]) -> pd
             | _wide(own)
             | _served(clients(made))
         )
+        row |= {"chance": 100 / made[0].table("clips")["emotion"].nunique()}
         rows.append(row)
     found = pd.DataFrame(rows)
     last = ["n", "speakers", "seeds"]

@@ -145,6 +145,12 @@ def _hurt(own: pd.DataFrame, outcomes: pd.DataFrame) -> Iterable[str]:
 def cautions(table: pd.DataFrame) -> list[str]:
     """What to beware of before believing the rest."""
     own, found = table[(table["remedy"] != AS_GIVEN) & table["gain"].notna()], []
+    given = table[table["remedy"] == AS_GIVEN].iloc[0]
+    if given["ci_low"] <= given["chance"]:
+        found.append(
+            f"Training as given ends at {given['uar']:.1f} % UAR, which is not above chance "
+            f"({given['chance']:.1f} %): a remedy cannot be judged before something is learnt."
+        )
     if own["seeds"].min() == 1:
         found.append(
             "With one seed no interval here says how differently another seed would have trained: "

@@ -148,6 +148,9 @@ def test_rounds_and_their_price(table, outcomes):
 def test_cautions(table, runs):
     several = " ".join(lessons.cautions(table))
     assert "With one seed" not in several
+    assert "chance (" not in several
+    guessed = table.assign(uar=33.0, ci_low=33.0)
+    assert "ends at 33.0 % UAR, which is not above chance (33.3 %)" in lessons.cautions(guessed)[0]
     assert "5 remedies are compared with one baseline" in several
     one = {name: made[:1] for name, made in runs.items() if name in ("as given", "level rms")}
     found = effects.outcomes(one)
