@@ -14,10 +14,10 @@ CORPUS ?= synthetic
 PORT ?= 8866
 STUDY = $(BIN)/python -m fedser_utils.study --corpus "$(CORPUS)" --outputs "$(OUTPUTS)"
 
-.PHONY: help install demo study paper adaptive test test-browser lab dashboard film lint clean
+.PHONY: help install demo study paper adaptive heterogeneity test test-browser lab dashboard film lint clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'
@@ -35,6 +35,9 @@ study: $(STAMP)  ## what is left of notebooks 01 to 05: make study PRESET=demo C
 
 adaptive: $(STAMP)  ## notebook 06 alone, for a study that has been trained
 	@$(STUDY) --preset "$(PRESET)" --steps adaptive --no-estimate
+
+heterogeneity: $(STAMP)  ## notebook 07, clients that are not alike: make heterogeneity CORPUS=folder,folder
+	@$(STUDY) --preset "$(PRESET)" --steps heterogeneity --no-estimate
 
 paper: $(STAMP)  ## all notebooks as in the paper, on a GPU node: make paper CORPUS=/path/to/DEMoS
 	@$(STUDY) --preset paper --steps all

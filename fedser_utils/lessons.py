@@ -80,7 +80,9 @@ def _gain(row) -> str:
 def _sooner(table: pd.DataFrame) -> Iterable[str]:
     """Who reached a target in other than the given number of rounds, at what computing."""
     given = table[table["remedy"] == AS_GIVEN].iloc[0]
-    for column in [name for name in table if name.startswith("rounds to ")]:
+    columns = [name for name in table if name.startswith("rounds to ")]
+    unreached = [name for name in columns if table[name].isna().all()]
+    for column in [name for name in columns if name not in unreached]:
         target, base = column.removeprefix("rounds to "), given[column]
         own = table[table["remedy"] != AS_GIVEN]
         reached = own[own[column].notna()].sort_values(column, kind="stable")
@@ -93,6 +95,9 @@ def _sooner(table: pd.DataFrame) -> Iterable[str]:
         if len(never):
             parts.append("not reached in every seed: " + ", ".join(never))
         yield f"{target} UAR on original clips: " + "; ".join(parts) + "."
+    if unreached:
+        lowest = unreached[0].removeprefix("rounds to ")
+        yield f"{lowest} UAR on original clips, or more, was not reached by any in every seed."
     more = table[table["computing"].round(6) != 1]
     if len(more):
         each = ", ".join(f"{row.remedy} {row.computing:.1f} times" for row in more.itertuples())

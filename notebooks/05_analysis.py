@@ -19,6 +19,7 @@ from functools import partial
 import pandas as pd
 
 from fedser_utils import comparisons, config, confusions, figures, live, recordings, runs, tables
+from fedser_utils.skew import results
 
 settings = config.notebook_settings(globals())
 with config.refusals():
@@ -114,6 +115,21 @@ speakers.round(2)
 # %%
 picture = figures.speakers(each, client=client, caption=caption)
 figures.save(picture, folder, "speakers", origin=origin)
+
+# %% [markdown]
+# ## Is every corpus served, every language?
+#
+# Where several corpora are joined. (`07` says what stands in the way, and what helps.)
+
+# %%
+parts = "one corpus"
+if len(set(clips.get("corpus", []))) > 1:
+    models = predictions.groupby("model", sort=False)
+    options = {"scopes": ["corpus", "language"]}
+    rows = [results(own, clips, **options).assign(model=name) for name, own in models]
+    parts = pd.concat(rows, ignore_index=True)
+    runs.write_table(folder / "corpora.csv", parts)
+parts
 
 # %% [markdown]
 # ## Figure 2: one clip, attacked
