@@ -123,7 +123,7 @@ figures.save(picture, folder, "speakers", origin=origin)
 
 # %%
 parts = "one corpus"
-if len(set(clips.get("corpus", []))) > 1:
+if len(set(clips.get("corpus", ()))) > 1:
     models = predictions.groupby("model", sort=False)
     options = {"scopes": ["corpus", "language"]}
     rows = [results(own, clips, **options).assign(model=name) for name, own in models]

@@ -20,7 +20,7 @@ ATTACKS = ("none", "fgsm", "pgd", "deepfool")
 LONGER = {
     "03_attacks": 94,
     "04_randomisation": 76,
-    "05_analysis": 80,
+    "05_analysis": 81,
     "06_adaptive": 110,
     "07_heterogeneity": 112,
 }  # they show many things
