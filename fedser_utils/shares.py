@@ -48,15 +48,17 @@ def _draw(
     clips: pd.DataFrame, how: str, count: int, alpha: float | None, generator: np.random.Generator
 ) -> pd.Series:
     """A number of a client for every row."""
-    client = pd.Series(0, index=clips.index)
-    labels = clips["emotion"] if how == "dirichlet" else pd.Series("", index=clips.index)
-    for _, of_label in clips.groupby(labels):
+    numbers = np.zeros(len(clips), int)
+    labels = clips["emotion"] if how == "dirichlet" else np.full(len(clips), "")
+    table = pd.DataFrame({"label": labels, "split": clips["split"], "clip": clips["clip"]})
+    table["place"] = np.arange(len(clips))
+    for _, of_label in table.sort_values("clip").groupby("label"):
         share = np.full(count, 1 / count)
         if how in SKEWED:
             share = generator.dirichlet(np.full(count, alpha))
-        for _, own in of_label.sort_values("clip").groupby("split"):
+        for _, own in of_label.groupby("split"):
             cuts = np.round(np.cumsum(share)[:-1] * len(own)).astype(int)
-            places = np.split(generator.permutation(own.index), cuts)
-            for number, place in enumerate(places):
-                client[place] = number
-    return client
+            dealt_out = np.split(generator.permutation(own["place"].to_numpy()), cuts)
+            for number, places in enumerate(dealt_out):
+                numbers[places] = number
+    return pd.Series(numbers, index=clips.index)
