@@ -198,7 +198,7 @@ def load_corpora(
         )
     table = pd.concat(tables, ignore_index=True)
     out = ~table["emotion"].isin(kept)
-    reasons = table.loc[out, "emotion"].map(lambda label: f"class {label} is not of all corpora")
+    reasons = table.loc[out, "emotion"].map(_left_out)
     rejected = [corpus.rejected for corpus in read.values()]
     rejected.append(pd.DataFrame({"clip": table.loc[out, "clip"], "reason": reasons}))
     joined = Corpus(
@@ -211,6 +211,11 @@ def load_corpora(
     _check(joined, joined.name)
     _report(joined)
     return joined
+
+
+def _left_out(label: str) -> str:
+    why = "is left out where corpora are joined" if label in UNSHARED else "is not of all corpora"
+    return f"class {label} {why}"
 
 
 def _prefixed(corpus: Corpus, name: str) -> Corpus:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from fedser_utils import checkpoints, metrics, models, runs
 from fedser_utils.answers import on_host
-from fedser_utils.clients import device_of, new_model, uses_bf16
+from fedser_utils.clients import client_clips, device_of, new_model, uses_bf16
 from fedser_utils.cohort import CohortGrid
 from fedser_utils.config import Settings, choose
 from fedser_utils.grids import ClientGrid
@@ -63,7 +63,10 @@ def train(
         grid = CohortGrid(*who, pool=pool, preaggregate=preaggregate, trainer=trainer)
         grid.monitor = monitor
         told = {"settings": json.dumps(settings.values())}
-        server_app(grid, Context(1, 1, {}, RecordDict(), told))
+        try:
+            server_app(grid, Context(1, 1, {}, RecordDict(), told))
+        finally:
+            client_clips.cache_clear()  # the next run's may be others
     run = runs.open_run(settings, data.corpus.fingerprint)
     if monitor:
         monitor(run.table("rounds"))

@@ -4,6 +4,7 @@ reach it decides on the test clips itself; otherwise the clients tell their sums
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
 
 from fedser_utils import counted, evaluation, features, models, runs
 from fedser_utils.clients import attack_names, decisions, device_of, new_model
@@ -56,29 +58,31 @@ def from_corpus(
         run.write("rejected.csv", data.corpus.rejected)
     model = new_model(settings, len(data.classes)).to(device_of(settings))
 
-    def decided(number: int, weights: Arrays, table: pd.DataFrame, *names: str) -> pd.DataFrame:
+    @functools.cache
+    def clips(*client: str) -> tuple[pd.DataFrame, tuple[Tensor, Tensor]]:
+        """The test clips, of one client or of all."""
+        table = data.table("test", *client)
+        return table, data.tensors(table, device=device_of(settings))
+
+    def decided(number: int, weights: Arrays, *client: str) -> pd.DataFrame:
+        table, own = clips(*client)
+        seed = derive(settings.seed, "evaluation", number, *client)
         models.load_arrays(model, weights)
-        clips = data.tensors(table, device=device_of(settings))
-        seed = derive(settings.seed, "evaluation", number, *names)
-        rows = decisions(settings, model, clips, number, seed=seed, pool=pool)
+        rows = decisions(settings, model, own, number, seed=seed, pool=pool)
         return evaluation.labelled(rows, table, data.classes)
 
     def judge(number: int, record: ArrayRecord) -> pd.DataFrame:
-        weights, test = dict(record.to_torch_state_dict()), data.table("test")
+        weights = dict(record.to_torch_state_dict())
         if settings.batch_norm != "local":
-            return decided(number, weights, test)
+            return decided(number, weights)
         own = grid.own_arrays()
         # a client that was never asked to train takes the others' mean
         mean = {
             name: sum(o[name] for o in own.values()) / len(own) for name in next(iter(own.values()))
         }
-        return pd.concat(
-            [
-                decided(number, weights | own.get(client, mean), table, client)
-                for client, table in test.groupby("client")
-            ],
-            ignore_index=True,
-        )
+        testers = sorted(data.table("test")["client"].unique())
+        rows = [decided(number, weights | own.get(who, mean), who) for who in testers]
+        return pd.concat(rows, ignore_index=True)
 
     return Known(data.classes, data.mean, data.std, judge)
 
