@@ -3,7 +3,7 @@ Pooled, one client has them all: training as if nobody kept their recordings (ce
 
 ``speaker_dependent`` (the paper's, section 6.1) puts a random fifth of each speaker's clips
 aside; ``speaker_independent`` puts a random fifth of the speakers aside. Other partitions
-(``shares``) deal the same clips out to clients of a skew that is chosen.
+(``partitioners``) deal the same clips out to clients of a skew that is chosen.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from torch import Tensor
 
 from fedser_utils import features
 from fedser_utils.config import MACHINES, SYNTHETIC, InputError, Settings, choose, client_name
-from fedser_utils.corpora import COLUMNS, MANIFEST, Corpus, load_corpora, load_corpus, thinned
+from fedser_utils.corpora import Corpus, load_corpora, load_corpus, thinned
 from fedser_utils.frontends import SPEECH, FrontEnd
+from fedser_utils.partitioners import dealt
+from fedser_utils.readers import COLUMNS, MANIFEST
 from fedser_utils.seeding import rng
-from fedser_utils.shares import dealt
 
 TEST_SHARE = 0.2
 SPLITS = ("speaker_dependent", "speaker_independent")

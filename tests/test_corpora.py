@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import soundfile
 
-from fedser_utils import corpora
+from fedser_utils import readers
 from fedser_utils.config import InputError
-from fedser_utils.corpora import READERS, load_corpora, load_corpus, thinned
+from fedser_utils.corpora import load_corpora, load_corpus, thinned
+from fedser_utils.readers import READERS
 
 
 def make(root, *names, rate=16_000):
@@ -48,8 +49,8 @@ def test_names_are_parsed(reader, stem, speaker, gender, emotion):
 
 def test_names_of_demos_give_table_2(speech):
     names = (speech / "demos_file_names.txt").read_text().split()
-    assert corpora.recognise(names) == "demos"
-    clips, rejected = corpora.read_names(names, reader="demos")
+    assert readers.recognise(names) == "demos"
+    clips, rejected = readers.read_names(names, reader="demos")
     assert len(clips) == 9365
     assert rejected.empty
     totals = {"anger": 1477, "disgust": 1678, "fear": 1156, "guilt": 1129, "happiness": 1395}

@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from fedser_utils import corpora, partition
+from fedser_utils import corpora, partition, readers
 from fedser_utils.config import InputError
 
 
 def test_demos_is_split_as_in_the_paper(speech):
     names = (speech / "demos_file_names.txt").read_text().split()
-    clips, _ = corpora.read_names(names, reader="demos")
+    clips, _ = readers.read_names(names, reader="demos")
     for seed in (0, 1):
         parts = partition.split(clips, how="speaker_dependent", seed=seed)
         assert parts.value_counts().to_dict() == {"train": 7491, "test": 1874}

@@ -3,14 +3,14 @@ import hashlib
 import numpy as np
 import pytest
 
-from fedser_utils import corpora, synthetic
+from fedser_utils import readers, synthetic
 from fedser_utils.config import InputError
 
 
 def test_full_size_has_demos_proportions():
     names = synthetic.names(speakers=68, clips=9365)
     assert len(set(names)) == 9365
-    clips, rejected = corpora.read_names(names, reader="demos")
+    clips, rejected = readers.read_names(names, reader="demos")
     assert rejected.empty
     counts = clips["emotion"].value_counts()
     assert counts["anger"] == 1477

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from fedser_utils.config import InputError
-from fedser_utils.shares import dealt
+from fedser_utils.partitioners import dealt
 
 LABELS = [*"abcd"]
 
