@@ -17,6 +17,7 @@ from fedser_utils.seeding import rng
 from fedser_utils.skew import ALL
 
 RESAMPLES = 2000
+LITTLE = 0.05  # of a difference of cosines
 
 
 def obstacles(
@@ -61,7 +62,8 @@ def _drift(rows: pd.DataFrame) -> Iterable[str]:
         "clients"
     )
     if low > 0:
-        yield f"Updates of different corpora point apart: {text}."
+        much = "" if apart.mean() > LITTLE else ", but hardly"
+        yield f"Updates of different corpora point apart{much}: {text}."
     elif high < 0:
         yield f"Updates point apart more inside corpora than across them: {text}."
     else:

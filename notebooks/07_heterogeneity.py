@@ -149,7 +149,7 @@ curves = pd.concat(
     run.table("rounds").assign(remedy=name) for name, made in trained.items() for run in made
 )
 picture = contrasts.remedies(curves, caption=caption)
-figures.save(picture, folder, "remedies", origin=origin, rows=curves)
+figures.save(picture, folder, "learning", origin=origin, rows=curves)
 
 # %% [markdown]
 # ## In words

@@ -233,3 +233,54 @@ def test_parameters_are_explained():
         cwd=ROOT / "notebooks", capture_output=True, text=True,
     )  # fmt: skip
     assert "adversarial training with: none, fgsm, pgd, deepfool" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory, speech_like):
+    """07 on two corpora that differ by their level; the folder of its results."""
+    outputs = tmp_path_factory.mktemp("unlike")
+    corpus = speech_like(outputs / "corpora", loud=0.5, quiet=0.01, seconds=1.5)
+    given = {"preset": "smoke", "outputs": outputs, "width": 0.03125, "corpus": corpus}
+    out = outputs / "out.ipynb"
+    done = papermill("07_heterogeneity", out, **given, seconds=1.5)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return outputs / "smoke-loud+quiet" / "heterogeneity"
+
+
+def test_corpora_that_differ_are_compared(unlike):
+    table = pd.read_csv(unlike / "remedies.csv").set_index("remedy")
+    assert list(table.index) == [
+        "as given", "local batch norm", "re-estimated batch norm", "group norm"
+    ]  # fmt: skip
+    assert {"corpus loud", "corpus quiet", "adversarial pgd", "gain_low"} <= {*table.columns}
+    shift = pd.read_csv(unlike / "input.csv").set_index(["level", "corpus"])["loudness"]
+    assert shift["as recorded", "loud"] - shift["as recorded", "quiet"] > 1
+    assert abs(shift["level rms", "loud"] - shift["level rms", "quiet"]) < 0.2
+    said = (unlike / "lessons.md").read_text()
+    assert "loud" in said
+    assert "With one seed" in said
+    results = pd.read_csv(unlike / "results.csv")
+    assert set(results["scope"]) == {"all", "corpus", "language", "client"}
+    names = ("clients", "input", "drift", "batch_norm", "learning", "alpha")
+    assert all((unlike / f"{name}.png").exists() for name in names)
+
+
+def test_a_study_of_machine_sounds(tmp_path):
+    """02 and 05 on clips that are no speech, with another front end, and no word of emotions."""
+    given = {"preset": "smoke", "outputs": tmp_path, "corpus": "machines"}
+    for name, more in (
+        ("01_data", {}),
+        ("02_fl_advtrain", {"width": 0.03125}),
+        ("05_analysis", {}),
+    ):
+        done = papermill(name, tmp_path / f"{name}.ipynb", **given, **more)
+        assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
+    counts = pd.read_csv(tmp_path / "smoke-machines" / "table2.csv")
+    assert counts.columns[0] == "class"
+    assert "cavitation" in set(counts["class"])
+    (run,) = tmp_path.glob("smoke-machines-nature-*")
+    made = json.loads((run / "config.json").read_text())["settings"]
+    assert (made["window"], made["bands"]) == (1024, 128)
+    for name in ("01_data", "05_analysis"):
+        shown = [c.get("outputs") for c in code(nbformat.read(tmp_path / f"{name}.ipynb", 4))]
+        assert "emotion" not in json.dumps(shown)
