@@ -383,7 +383,7 @@ def transfer(rows: pd.DataFrame, *, caption: str = "") -> Figure:
 def clips_by_client(clips: pd.DataFrame, *, caption: str = "") -> Figure:
     """Clients x classes: how many training clips each client has of each."""
     train = clips[clips["split"] == "train"]
-    counts = pd.crosstab(train["emotion"], train["speaker"])
+    counts = pd.crosstab(train["emotion"], train["client"])
     counts = counts.reindex(class_order(list(counts.index)))
     figure, axes = plt.subplots(figsize=(PAGE, 0.6 + 0.22 * len(counts)))
     annotate = counts.shape[1] <= 32
@@ -392,6 +392,7 @@ def clips_by_client(clips: pd.DataFrame, *, caption: str = "") -> Figure:
         cbar_kws={"label": "training clips"},
     )  # fmt: skip
     who = words(counts.index).client
-    axes.set(xlabel="Client" if who == "client" else f"Client ({who})", ylabel="")
+    is_speaker = who == "speaker" and train["client"].equals(train["speaker"])
+    axes.set(xlabel="Client (speaker)" if is_speaker else "Client", ylabel="")
     axes.grid(False)
     return _finished(figure, caption)

@@ -209,9 +209,9 @@ class PerturbationExplorer(ipw.VBox):
                 heard["attacked, exactly as the model hears it"] = scene.sounds[place]
             else:
                 guess = "an approximate sound of the {} log-Mel"
-                heard[guess.format("clean")] = stage.guessed(scene.images[:1])
+                heard[guess.format("clean")] = stage.guessed(self.clip.value, scene.images[:1])
                 moved = scene.images[place : place + 1]
-                heard[guess.format("adversarial")] = stage.guessed(moved)
+                heard[guess.format("adversarial")] = stage.guessed(self.clip.value, moved)
             play = partial(player, rate=self._front.sample_rate)
             cells = [
                 f"<p>{escape(name)}<br>{play(sound[0].cpu().numpy())}</p>"

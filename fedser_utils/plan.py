@@ -57,10 +57,10 @@ STEPS = (
     Step("05_analysis", reads=(TRAINING, "03_attacks")),
 )
 PARTS = {
-    "heterogeneity": [Step("07_heterogeneity", reads=())],
     "study": [step for step in STEPS if step.notebook != "06_adaptive"],
     "adaptive": [step for step in STEPS if step.name == "06_adaptive_none"],
     "all": list(STEPS),
+    "heterogeneity": [Step("07_heterogeneity", reads=())],
 }
 
 

@@ -123,9 +123,10 @@ class Stage:
         drawn = Draw(*(part[:draws].to(image.device) for part in drawn))
         return self.shares(self._randomise(image.expand(draws, -1, -1, -1), drawn))
 
-    def guessed(self, image: Tensor) -> Tensor:
-        """(1, samples) a sound that an image might have had: an approximation."""
-        return self.listen.approximate_sound(image)
+    def guessed(self, index: int, image: Tensor) -> Tensor:
+        """(1, samples) a sound that an image of the clip in row ``index`` might have had: an
+        approximation."""
+        return self.listen(index).approximate_sound(image)
 
 
 def names() -> Sequence[str]:

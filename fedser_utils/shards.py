@@ -105,6 +105,10 @@ class Shards:
         """As ``Trainer.statistics``, all on the first device."""
         return self.local.statistics(nodes, weights)
 
+    def own(self) -> dict[int, Arrays]:
+        """None: where clients have arrays of their own, they are trained on one device."""
+        return {}
+
     def states(self) -> dict[int, dict[str, np.ndarray]]:
         """As ``Trainer.states``."""
         _tell(("states",))

@@ -53,7 +53,7 @@ Markdown(diagrams.notation(words))
 # ## The clips
 
 # %%
-data.clips.drop(columns="digest")
+data.clips.drop(columns="digest").rename(columns={"emotion": words.label})
 
 # %%
 data.corpus.rejected

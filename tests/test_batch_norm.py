@@ -29,7 +29,8 @@ def statistics_of(arrays):
 def local(tiny, tmp_path_factory):
     """A run of two rounds whose clients keep their batch norm."""
     outputs = str(tmp_path_factory.mktemp("local"))
-    return federated.train(dataclasses.replace(tiny, batch_norm="local", outputs=outputs))
+    settings = dataclasses.replace(tiny, batch_norm="local", attack_every=2, outputs=outputs)
+    return federated.train(settings)
 
 
 def test_groups_divide_the_channels():
@@ -115,7 +116,9 @@ def test_local_batch_norm_goes_on_after_a_crash(local, tmp_path):
 
 
 def test_statistics_are_taken_anew_of_the_averaged_model(tiny, federation, tmp_path):
-    settings = dataclasses.replace(tiny, batch_norm="reestimate", outputs=str(tmp_path))
+    settings = dataclasses.replace(
+        tiny, batch_norm="reestimate", attack_every=2, outputs=str(tmp_path)
+    )
     run = federated.train(settings)
     model = models.load(run)
     parts = []
@@ -131,7 +134,7 @@ def test_statistics_are_taken_anew_of_the_averaged_model(tiny, federation, tmp_p
 def test_a_deployment_does_the_same(tiny, federation, tmp_path, monkeypatch, how):
     """With standardisation by each client alone, too: what the cohort ends with, and its UAR."""
     monkeypatch.setattr(remote, "POLL", 0.01)
-    common = {"batch_norm": how, "standardisation": "client", "level": "rms"}
+    common = {"batch_norm": how, "standardisation": "client", "level": "rms", "attack_every": 2}
     cohort = dataclasses.replace(tiny, outputs=str(tmp_path / "cohort"), **common)
     one = federated.train(cohort)
     settings = dataclasses.replace(
@@ -159,8 +162,10 @@ def test_the_rate_falls_from_round_to_round(tiny):
 
 
 def test_attacks_may_be_evaluated_less_often(tiny, tmp_path):
-    settings = dataclasses.replace(tiny, rounds=3, attack_every=2, outputs=str(tmp_path))
+    settings = dataclasses.replace(
+        tiny, rounds=3, attack_every=2, attack="fgsm", outputs=str(tmp_path)
+    )
     rounds = federated.train(settings).table("rounds")
     seen = rounds.groupby("round")["attack"].agg(set).map(sorted)
     assert seen[1] == ["none"]
-    assert seen[2] == seen[3] == ["deepfool", "fgsm", "none", "pgd"]
+    assert seen[2] == seen[3] == ["fgsm", "none"]

@@ -208,7 +208,8 @@ def test_a_strategys_settings_reach_it():
 @pytest.mark.parametrize("name", ["FedYogi", "FedMedian"])
 def test_a_strategy_trains_a_model(tiny, tmp_path, name):
     """End to end: finite weights, no negative variance, and every client's reply used."""
-    run = federated.train(dataclasses.replace(tiny, strategy=name, outputs=str(tmp_path)))
+    settings = dataclasses.replace(tiny, strategy=name, attack="fgsm", outputs=str(tmp_path))
+    run = federated.train(settings)
     weights = runs.load_model(run)
     assert all(np.isfinite(value).all() for value in weights.values())
     assert min(v.min() for k, v in weights.items() if k.endswith("running_var")) >= 0

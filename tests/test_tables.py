@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from fedser_utils import comparisons, diagrams, figures, machines, runs, tables
-from fedser_utils.corpora import READERS
+from fedser_utils.readers import READERS
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ def test_words_follow_the_labels():
 )
 def test_pictures_say_what_the_labels_are(several, classes, axis, box, row):
     clips = pd.DataFrame({"emotion": classes, "split": "train", "speaker": [*"xy"]})
+    clips["client"] = clips["speaker"]
     words = tables.words(classes)
     assert figures.clips_by_client(clips).axes[0].get_xlabel() == axis
     said = [text.get_text() for text in diagrams.framework(words).axes[0].texts]
@@ -143,10 +144,10 @@ def test_latex_compiles(several, tmp_path):
 
 
 def test_a_caption_states_what_it_must(several):
-    clips = pd.DataFrame({"split": ["train", "train", "test"], "speaker": [*"xyx"]})
-    found = tables.caption(several, clips, study="demo-my", corpus="/some/where/my_corpus")
+    clips = pd.DataFrame({"split": ["train", "train", "test"], "client": [*"xyx"]})
+    found = tables.caption(several, clips, study="demo-my", corpus="/some/where/my_corpus,/b/c")
     assert found == (
-        "demo-my: corpus my_corpus, 2 clients, n = 1 test clips, 3 rounds, 7 runs, "
+        "demo-my: corpus my_corpus + c, 2 clients, n = 1 test clips, 3 rounds, 7 runs, "
         "mean of seeds 0, 1"
     )
     one = tables.caption(several[several["seed"] == 1], clips, study="demo", corpus="synthetic")
