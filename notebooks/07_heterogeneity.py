@@ -109,7 +109,7 @@ with config.refusals():
     }
 plain = trained[AS_GIVEN][0]
 origin = stored.origin([run for made in trained.values() for run in made])
-caption += f", {given.rounds} rounds, {len(several)} seeds, {plain.config['device']}"
+caption += f", {given.rounds} rounds, seeds {[*several]}, {plain.config['device']}"
 caption
 
 # %% [markdown]
