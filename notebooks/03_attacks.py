@@ -46,8 +46,9 @@ from fedser_utils.widgets import players
 with config.refusals():
     run = stored.find_run(settings)
     data, device = load_federation(run.settings), clients.device_of(settings)
+    model = models.load(run).to(device)
 bf16 = clients.uses_bf16(run.settings, device)
-model, test = models.load(run).to(device), data.table("test")
+test = data.table("test")
 (x, y), aim = data.tensors(test, device=device), models.attackable(model, bf16=bf16)
 under = partial(evaluation.under_attacks, model, x, y, bf16=bf16)
 at, origin = partial(clients.attack_of, run.settings), stored.origin([run])

@@ -43,9 +43,9 @@ from fedser_utils.workers import worker_pool
 with config.refusals():
     run = stored.find_run(settings)
     data, device = load_federation(run.settings), clients.device_of(settings)
+    model = models.load(run).to(device)
 made, test = run.settings, data.table("test")
 bf16 = clients.uses_bf16(made, device)
-model = models.load(run).to(device)
 plain, aim = models.folded(model), models.attackable(model, bf16=bf16)
 pgd = partial(clients.attack_of(made, "pgd"), aim)
 (x, y), shape = data.tensors(test, device=device), made.front_end.shape

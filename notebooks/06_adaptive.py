@@ -69,6 +69,7 @@ from fedser_utils.workers import worker_pool
 
 with config.refusals():
     checked, study = stored.find_run(settings), stored.study_runs(settings)
+    models.load(checked)  # or say now that there is no one model
     data, device = load_federation(checked.settings), clients.device_of(settings)
 judged = [run for run in study if run.settings.seed == settings.seed]
 judged = [run for run in judged if run.settings.clients == "speakers"]

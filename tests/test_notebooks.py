@@ -18,10 +18,10 @@ from fedser_utils.config import ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ATTACKS = ("none", "fgsm", "pgd", "deepfool")
 LONGER = {
-    "03_attacks": 94,
+    "03_attacks": 95,
     "04_randomisation": 76,
     "05_analysis": 81,
-    "06_adaptive": 110,
+    "06_adaptive": 111,
     "07_heterogeneity": 112,
 }  # they show many things
 
