@@ -43,7 +43,7 @@ paper: $(STAMP)  ## all notebooks as in the paper, on a GPU node: make paper COR
 	@$(STUDY) --preset paper --steps all
 
 test: $(STAMP)  ## install, then run the tests (under 15 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	cd notebooks && PATH="$(BIN):$$PATH" jupyter lab

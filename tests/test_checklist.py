@@ -175,6 +175,7 @@ def real(on_trial):
     return rows, more
 
 
+@pytest.mark.long  # in short, 06's notebook test does it
 def test_real_evidence_answers_every_item(real):
     rows, more = real
     found = items(pd.concat([rows, more]).assign(seeds=1))
@@ -184,6 +185,7 @@ def test_real_evidence_answers_every_item(real):
     assert found.loc[16, "result"] == "pass"
 
 
+@pytest.mark.long
 def test_the_adaptive_attacker_keeps_its_budget_and_beats_the_claim(real):
     rows, _ = real
     assert rows[(rows["test"] == "strongest") & (rows["attack"] == "linf")]["linf"].max() < 0.0501

@@ -204,6 +204,7 @@ def test_a_complete_run_is_found_not_trained_again(nature, tiny, monkeypatch):
     assert federated.train(tiny).id == nature[0].id
 
 
+@pytest.mark.long
 def test_the_result_does_not_depend_on_the_number_of_threads(nature, tiny, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2 if before == 1 else 1)
@@ -216,8 +217,11 @@ def test_the_result_does_not_depend_on_the_number_of_threads(nature, tiny, tmp_p
 
 @pytest.mark.parametrize(
     "change",
-    [{"attack": "pgd"}, {"strategy": "FedAdam"}, {"client_state": "reset"}],
-    ids=lambda change: next(iter(change.values())),
+    [
+        pytest.param({"attack": "pgd"}, id="pgd"),
+        pytest.param({"strategy": "FedAdam"}, id="FedAdam", marks=pytest.mark.long),
+        pytest.param({"client_state": "reset"}, id="reset", marks=pytest.mark.long),
+    ],
 )
 def test_a_resumed_run_ends_with_the_same_weights(tiny, tmp_path, monkeypatch, change):
     settings = dataclasses.replace(tiny, rounds=3, **({"attack": "fgsm"} | change))
@@ -274,7 +278,9 @@ federated.train(settings)
 """
 
 
-@pytest.mark.parametrize(("where", "when"), [("save", 7), ("round", 8)])
+@pytest.mark.parametrize(
+    ("where", "when"), [("save", 7), pytest.param("round", 8, marks=pytest.mark.long)]
+)
 def test_a_killed_run_ends_with_the_same_weights(tiny, tmp_path, where, when):
     """SIGKILL in the middle of a checkpoint's files, or of a round; then the same command."""
     settings = dataclasses.replace(tiny, rounds=3, attack="fgsm", strategy="FedAdam")

@@ -78,6 +78,7 @@ def test_a_process_that_fails_ends_the_round_and_is_named(who, weights, pool):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.long
 def test_a_run_over_two_processes(tiny, tmp_path, monkeypatch):
     """With everything around it: strategies, checkpoints, the same weights."""
     settings = dataclasses.replace(tiny, outputs=str(tmp_path / "one"))

@@ -205,7 +205,7 @@ def test_a_strategys_settings_reach_it():
     assert (built.eta, built.tau, built.beta_1) == (0.02, 0.01, 0.9)
 
 
-@pytest.mark.parametrize("name", ["FedYogi", "FedMedian"])
+@pytest.mark.parametrize("name", ["FedYogi", pytest.param("FedMedian", marks=pytest.mark.long)])
 def test_a_strategy_trains_a_model(tiny, tmp_path, name):
     """End to end: finite weights, no negative variance, and every client's reply used."""
     settings = dataclasses.replace(tiny, strategy=name, attack="fgsm", outputs=str(tmp_path))
