@@ -208,6 +208,7 @@ def test_a_frozen_draw_is_no_defence(on_trial):
     assert rows["linf"].max() < 0.0501
 
 
+@pytest.mark.long
 def test_the_verdict_can_be_recomputed_from_the_evidence_alone(real):
     rows, _ = real
     table = verdict(rows).set_index("attack")
