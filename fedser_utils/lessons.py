@@ -36,7 +36,7 @@ def lessons(table: pd.DataFrame, outcomes: pd.DataFrame) -> list[str]:
     own = own[own["gain"].notna()].assign(verdict=judged)
     if own.empty:
         return [f"No remedy was trained with a seed that was also trained {AS_GIVEN}."]
-    parts = (_verdicts(own), _sooner(table), _attacked(own, outcomes), _hurt(own, outcomes))
+    parts = (_verdicts(own), _sooner(table), _attacked(own, outcomes), _unevenly(own, outcomes))
     return [*(line for part in parts for line in part), *cautions(table)]
 
 
@@ -131,20 +131,23 @@ def _attacked(own: pd.DataFrame, outcomes: pd.DataFrame) -> Iterable[str]:
             yield f"Under attack {remedy} changes UAR by: {'; '.join(each)}."
 
 
-def _hurt(own: pd.DataFrame, outcomes: pd.DataFrame) -> Iterable[str]:
-    """Corpora and languages that a remedy hurts, though it is not seen to hurt all together."""
+def _unevenly(own: pd.DataFrame, outcomes: pd.DataFrame) -> Iterable[str]:
+    """Corpora and languages that a remedy helps or hurts, though that is not seen of all
+    together."""
     parts = outcomes[(outcomes["condition"] == "original") & (outcomes["scope"] != ALL)]
     parts = parts[parts["gain"].notna()].assign(verdict=judged)
+    # a language may be one corpus by another name
+    same = ["remedy", "n", "gain", "gain_low", "gain_high"]
+    parts = parts[parts["verdict"].isin([HELPS, HURTS])].drop_duplicates(same)
     for row in own.itertuples():
-        mine = parts[(parts["remedy"] == row.remedy) & (parts["verdict"] == HURTS)]
-        # a language may be one corpus by another name
-        mine = mine.drop_duplicates(["n", "gain", "gain_low", "gain_high"])
-        if row.verdict != HURTS and len(mine):
+        mine = parts[(parts["remedy"] == row.remedy) & (parts["verdict"] != row.verdict)]
+        if len(mine):
+            whole = row.verdict if row.verdict in (HELPS, HURTS) else "does not clearly change"
             each = ", ".join(
-                f"{part.scope} {part.name} {_gain(part)}" for part in mine.itertuples()
+                f"{part.verdict} {part.scope} {part.name} {_gain(part)}"
+                for part in mine.itertuples()
             )
-            word = "helps all together" if row.verdict == HELPS else "cannot be said to hurt all"
-            yield f"{row.remedy} {word} but hurts {each}."
+            yield f"{row.remedy} {whole} all together, but {each}."
 
 
 def cautions(table: pd.DataFrame) -> list[str]:

@@ -130,9 +130,11 @@ def test_what_was_planted_is_named(table, outcomes):
     assert "FedProx" not in unclear
     attacked = next(line for line in lines if line.startswith("Under attack FedProx"))
     assert "adversarial pgd +" in attacked
-    hurt = next(line for line in lines if line.startswith("group norm") and "but hurts" in line)
-    assert "corpus emovo -" in hurt
-    assert "ravdess" not in hurt
+    uneven = next(
+        line for line in lines if line.startswith("group norm") and "together, but" in line
+    )
+    assert "hurts corpus emovo -" in uneven
+    assert "helps corpus ravdess +" in uneven
     assert all("\n" not in line for line in lines)
 
 
