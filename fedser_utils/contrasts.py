@@ -7,7 +7,6 @@ curves as remedies, and as many clients as speakers.
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Iterable
 
 import matplotlib as mpl
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fedser_utils.figures import PAGE, STYLE
+from fedser_utils.figures import PAGE, STYLE, finished
 from fedser_utils.remedies import AS_GIVEN
 from fedser_utils.skew import ALL
 from fedser_utils.tables import CONDITIONS, class_order
@@ -45,14 +44,6 @@ def _legend(figure: Figure, axes: plt.Axes) -> None:
     figure.legend(handles, names, loc="outside right upper", ncols=columns, handlelength=2.6)
 
 
-def _finished(figure: Figure, caption: str) -> Figure:
-    if caption:
-        wrapped = textwrap.fill(caption, width=int(22 * figure.get_figwidth()))
-        figure.supxlabel(wrapped, fontsize=6, color="0.3")
-    plt.close(figure)  # returned to be shown once, not a second time at the cell's end
-    return figure
-
-
 @mpl.rc_context(STYLE)
 def remedies(rounds: pd.DataFrame, *, condition: str = "original", caption: str = "") -> Figure:
     """UAR against the round, a curve per remedy: the mean over seeds, "as given" black and thick.
@@ -69,7 +60,7 @@ def remedies(rounds: pd.DataFrame, *, condition: str = "original", caption: str 
     axes.set(xlabel="Round", ylabel=f"UAR [%], {CONDITIONS[condition].lower()}", ylim=(0, 100))
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, axes)
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -88,7 +79,7 @@ def input_shift(bands: pd.DataFrame, *, caption: str = "") -> Figure:
             axes.fill_between(own["band"], low, high, color=look["color"], alpha=0.1, linewidth=0)
     axes.set(xlabel="Mel band", ylabel="log-Mel (mean; area: deviation)")
     _legend(figure, axes)
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -105,7 +96,7 @@ def drift(rows: pd.DataFrame, *, caption: str = "") -> Figure:
     axes.axhline(0, color="0.5", linewidth=0.8)
     axes.set(xlabel="Length of the update [% of the weights' norm]", ylabel="Cosine to the mean")
     _legend(figure, axes)
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -126,7 +117,7 @@ def batch_norm_shift(rows: pd.DataFrame, *, caption: str = "") -> Figure:
         axes.set(title=title, xlabel="Layer", ylabel="Mean over channels", ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, panels[0])
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -157,7 +148,7 @@ def clients_by_class(clips: pd.DataFrame, *, caption: str = "") -> Figure:
     axes.set_xlabel("Client")
     axes.tick_params(length=0)
     figure.colorbar(image, ax=axes, label="Share of the client's clips [%]", pad=0.01)
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 def _corpora(axes: plt.Axes, corpora: list[str]) -> None:
@@ -194,4 +185,4 @@ def against_alpha(rows: pd.DataFrame, *, caption: str = "") -> Figure:
     axes.set_xticks(own["alpha"], [f"{alpha:g}" for alpha in own["alpha"]])
     axes.minorticks_off()
     _legend(figure, axes)
-    return _finished(figure, caption)
+    return finished(figure, caption)

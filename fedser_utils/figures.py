@@ -32,7 +32,6 @@ from fedser_utils.tables import (
     in_order,
     last_round,
     ordered,
-    words,
 )
 
 COLUMN, PAGE = 3.5, 7.16  # inches: one and two columns of an IEEE page
@@ -66,7 +65,8 @@ def save(
     return figure
 
 
-def _finished(figure: Figure, caption: str = "") -> Figure:
+def finished(figure: Figure, caption: str = "") -> Figure:
+    """A figure with its caption, ready to be shown or saved."""
     if caption:
         wrapped = textwrap.fill(caption, width=int(22 * figure.get_figwidth()))
         figure.supxlabel(wrapped, fontsize=6, color="0.3")
@@ -86,7 +86,7 @@ def uar_by_round(rounds: pd.DataFrame, *, condition: str = "original", caption: 
     figure, axes = plt.subplots(figsize=(COLUMN, 2.7))
     _curves(axes, rounds[rounds["condition"] == condition])
     figure.legend(loc="outside upper center", ncols=2)
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -103,7 +103,7 @@ def four_conditions(rounds: pd.DataFrame, *, caption: str = "") -> Figure:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(text, handle)
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 def _curves(axes: plt.Axes, rounds: pd.DataFrame) -> None:
@@ -161,7 +161,7 @@ def speakers(each: pd.DataFrame, *, client: str = "speaker", caption: str = "") 
         axes.set_xlabel("UAR [%]")
     names = [f"a {client}", f"mean over {client}s", f"worst {client}, named at the right"]
     figure.legend(shown[0], names, loc="outside upper center", ncols=3)
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 def _speakers(axes: plt.Axes, y: float, rows: pd.DataFrame) -> list[Any]:
@@ -203,7 +203,7 @@ def confusions(
         _confusion(axes, groups.get_group(name), classes)
         axes.set_title(f"({letter}) {label(*name)}", fontsize=7)
         axes.set(xlabel="Predicted", ylabel="True" if letter == "a" else "")
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 def _confusion(axes: plt.Axes, rows: pd.DataFrame, classes: Sequence[str]) -> None:
@@ -256,7 +256,7 @@ def examples(
         axes.set_xlabel("Time [s]")
     figure.colorbar(log_mel, ax=grid[:, 0], label="standardised log-Mel", aspect=40)
     figure.colorbar(delta, ax=grid[1:, 1], label="100 x difference", aspect=30)
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -277,7 +277,7 @@ def log_mels(
         axes.set(title=title, ylabel="Mel band")
     grid[-1, 0].set_xlabel("Time [s]")
     figure.colorbar(shown, ax=grid[:, 0], label="standardised log-Mel", aspect=40)
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 def _image(
@@ -308,7 +308,7 @@ def uar_against(
         axes.axhline(chance, color="0.5", linestyle=":", label="chance")
     axes.set(xlabel=xlabel, ylabel="UAR [%]", ylim=(0, 100))
     axes.legend()
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -332,7 +332,7 @@ def by_model(
         axes.axhline(chance, color="0.5", linestyle=(0, (1, 3)), linewidth=0.8, label="chance")
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-2, 102), xscale="log" if log else "linear")
     figure.legend(loc="outside upper center", ncols=2)
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -359,7 +359,7 @@ def tuning(grid: pd.DataFrame, *, caption: str = "") -> Figure:
         axes.set_ylabel("margin: frames, Mel bands" if axes is panels[0, 0] else "")
         axes.tick_params(axis="y", rotation=0)
         axes.grid(False)
-    return _finished(figure, caption)
+    return finished(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -376,23 +376,4 @@ def transfer(rows: pd.DataFrame, *, caption: str = "") -> Figure:
     axes.set(xlabel="shown to", ylabel="made against")
     axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=30, ha="right")
     axes.grid(False)
-    return _finished(figure, caption)
-
-
-@mpl.rc_context(STYLE)
-def clips_by_client(clips: pd.DataFrame, *, caption: str = "") -> Figure:
-    """Clients x classes: how many training clips each client has of each."""
-    train = clips[clips["split"] == "train"]
-    counts = pd.crosstab(train["emotion"], train["client"])
-    counts = counts.reindex(class_order(list(counts.index)))
-    figure, axes = plt.subplots(figsize=(PAGE, 0.6 + 0.22 * len(counts)))
-    annotate = counts.shape[1] <= 32
-    sns.heatmap(
-        counts, cmap="Blues", annot=annotate, fmt="d", ax=axes, annot_kws={"fontsize": 6},
-        cbar_kws={"label": "training clips"},
-    )  # fmt: skip
-    who = words(counts.index).client
-    is_speaker = who == "speaker" and train["client"].equals(train["speaker"])
-    axes.set(xlabel="Client (speaker)" if is_speaker else "Client", ylabel="")
-    axes.grid(False)
-    return _finished(figure, caption)
+    return finished(figure, caption)

@@ -30,7 +30,7 @@ settings = config.notebook_settings(globals())
 
 from IPython.display import Audio, Markdown, display
 
-from fedser_utils import diagrams, figures, runs, tables
+from fedser_utils import contrasts, diagrams, figures, runs, tables
 from fedser_utils.partition import load_federation
 
 with config.refusals():
@@ -69,7 +69,7 @@ counts
 # ## The clients
 
 # %%
-clients = figures.clips_by_client(data.clips)
+clients = contrasts.clients_by_class(data.clips)
 origin = f"corpus {data.corpus.fingerprint}; drawn with {runs.commit()}"
 figures.save(clients, settings.folder, "clients", origin=origin)
 clients
@@ -77,8 +77,8 @@ clients
 # %% [markdown]
 # ## What the model sees, and what it sounds like
 #
-# One clip of each of three classes, standardised with the statistics pooled from the clients'
-# sums.
+# One clip of each of three classes, standardised as the model sees them: with the statistics pooled
+# from the clients' sums, unless `standardisation` says otherwise.
 
 # %%
 shown = data.table("train").groupby("emotion").head(1).head(3)
