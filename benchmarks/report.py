@@ -119,8 +119,8 @@ def table() -> str:
         for each in result["figures"]:
             if each["key"].endswith("percent"):
                 continue  # shares of ceilings are for the benchmark's output
-            unit = next(unit for unit in UNITS if each["key"].endswith(unit))
-            unit = unit.replace("_per_", "/").replace("_", " ").replace("percent", "%")
+            unit = max((u for u in UNITS if each["key"].endswith(u)), key=len)
+            unit = unit.replace("_per_", "/").replace("_", " ").replace("percent", "%").replace("uar", "UAR")
             unit = {"gb": "GB", "mb": "MB", "ratio": "times"}.get(unit, unit)
             value = f"{each['value']:,}".removesuffix(".0")
             lines.append(f"| {each['what']} | {value} {unit} | {each['how']} | {where} |")
