@@ -120,8 +120,9 @@ def table() -> str:
             if each["key"].endswith("percent"):
                 continue  # shares of ceilings are for the benchmark's output
             unit = max((u for u in UNITS if each["key"].endswith(u)), key=len)
-            unit = unit.replace("_per_", "/").replace("_", " ").replace("percent", "%").replace("uar", "UAR")
-            unit = {"gb": "GB", "mb": "MB", "ratio": "times"}.get(unit, unit)
+            unit = unit.replace("_per_", "/").replace("_", " ").replace("percent", "%")
+            words = {"uar points": "UAR points", "gb": "GB", "mb": "MB", "ratio": "times"}
+            unit = words.get(unit, unit)
             value = f"{each['value']:,}".removesuffix(".0")
             lines.append(f"| {each['what']} | {value} {unit} | {each['how']} | {where} |")
     return "\n".join(lines) + "\n"
