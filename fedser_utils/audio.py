@@ -48,8 +48,8 @@ class Clip:
 def read(path: str | Path, *, rate: int = SAMPLE_RATE) -> Clip:
     """Decode, check, mix down and resample one file to ``rate`` Hz.
 
-    Raises BadClipError when the file cannot be read, is empty or silent, holds NaN or infinity, or
-    contradicts its own header.
+    Raises BadClipError when the file cannot be read, is empty or silent, holds NaN, infinity or
+    what becomes so when resampled, or contradicts its own header.
     """
     try:
         data = Path(path).read_bytes()
@@ -65,8 +65,11 @@ def read(path: str | Path, *, rate: int = SAMPLE_RATE) -> Clip:
         raise BadClipError("holds NaN or infinite samples")
     if np.ptp(mono) < SILENCE:
         raise BadClipError("silent")
+    waveform = soxr.resample(mono, own, rate)
+    if not np.isfinite(waveform).all():  # a filter overshoots, and float32 ends at 3.4e38
+        raise BadClipError(f"too large to be resampled: samples up to {np.abs(mono).max():.2g}")
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return Clip(soxr.resample(mono, own, rate), len(mono) / own, digest, own)
+    return Clip(waveform, len(mono) / own, digest, own)
 
 
 def write(path: Path, waveform: np.ndarray, *, rate: int = SAMPLE_RATE) -> Path:

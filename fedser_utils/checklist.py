@@ -234,7 +234,9 @@ def statistics(evidence: pd.DataFrame, epsilon: float) -> Finding:
     rows = of(evidence, "claimed", draw=0)
     found = []
     for attack, own in rows[rows["attack"] != "none"].groupby("attack"):
-        before, after = (own[own["defended"] == d].sort_values("clip") for d in (False, True))
+        before, after = (
+            own[own["defended"] == d].sort_values(["run", "clip"]) for d in (False, True)
+        )
         z = z_test(mean_uar(after), mean_uar(before), len(after))[1]
         found.append((attack, z, mcnemar(after["y_true"], before["y_pred"], after["y_pred"])))
     names, *tests = zip(*found, strict=True)
@@ -242,8 +244,8 @@ def statistics(evidence: pd.DataFrame, epsilon: float) -> Finding:
     told = ", ".join(f"{n} {z:.2g}, {m:.2g}" for n, z, m in zip(names, *corrected, strict=True))
     ran = f"p that the claimed gain is chance, by the z-test and McNemar's, after Holm: {told}; "
     ran += "intervals from a bootstrap over "
-    ran += f"{words(rows['y_true']).client}s; trained with"
-    seeds = evidence["seeds"].max()
+    ran += f"{words(rows['y_true']).client}s; judged"
+    seeds = rows["run"].nunique()
     return Finding(ran, seeds, "seeds", bool(seeds >= 3))
 
 
@@ -280,8 +282,8 @@ ITEMS = (
 def checklist(evidence: pd.DataFrame, *, epsilon: float) -> pd.DataFrame:
     """The items as rows: item, name, ran, number, unit, result (pass, fail or not run), failure.
 
-    evidence: of one model, with a column seeds (how many of it the study has); epsilon: of the
-    L-inf attacks. An item without evidence was not run.
+    evidence: of one model, of one run or of several that differ in the seed; epsilon: of the L-inf
+    attacks. An item without evidence was not run.
     """
     rows = []
     for number, (name, find, failure) in enumerate(ITEMS, 1):

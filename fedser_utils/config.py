@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,12 +33,17 @@ class InputError(ValueError):
     """What a user gave cannot be used; the text is one line with the value and the choices."""
 
 
-def choose(name: str, value: Any, choices: Sequence[Any]) -> Any:
-    """``value`` if it is among the choices, else InputError."""
-    if value not in choices:
-        listed = ", ".join(map(str, choices))
-        raise InputError(f"{name} {value!r} is unknown; choose from {listed}")
-    return value
+def choose(name: str, value: Any, choices: Sequence[Any], *, listed: str = "") -> Any:
+    """``value`` if it is among the choices, else InputError with all of them; or, where they are
+    many and ``listed`` says where they can be read, with the one that is spelt most like it."""
+    if value in choices:
+        return value
+    if not listed:
+        every = ", ".join(map(str, choices))
+        raise InputError(f"{name} {value!r} is unknown; choose from {every}")
+    near = get_close_matches(str(value), map(str, choices), n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise InputError(f"{name} {value!r} is unknown; {meant}all are listed by {listed}")
 
 
 def _one_of(default: str, *choices: str) -> Any:
@@ -393,7 +399,7 @@ def load_settings(preset: str | None = None, **parameters: Any) -> Settings:
     given = {name: value for name, value in parameters.items() if value is not None}
     known = sorted(spec.name for spec in dataclasses.fields(Settings))
     for name in [*values, *given]:
-        choose("parameter", name, known)
+        choose("parameter", name, known, listed="help(fedser_utils.config.Settings)")
     return Settings(**(values | given | {"preset": preset}))
 
 
@@ -416,7 +422,7 @@ def notebook_settings(
     allowed, injected = _assigned(cells[0]), _assigned("\n".join(cells))
     with refusals():
         for name in sorted(injected - allowed):
-            choose("parameter", name, sorted(allowed))
+            choose("parameter", name, sorted(allowed), listed="papermill --help-notebook")
         settings = load_settings(**{n: namespace[n] for n in allowed - set(own or {})})
     own_parameters(namespace, own or {}, settings)
     return settings

@@ -154,21 +154,27 @@ def _toml(values: Mapping[str, Value]) -> list[str]:
 
 def register(address: str, keys: Sequence[Path], root_certificates: Path, patience: float) -> None:
     """Register public keys at a SuperLink that may still be starting."""
-    connection = Connection(address, root_certificates, Path(tempfile.gettempdir()) / "flwr")
     if missing := [str(key) for key in keys if not key.is_file()]:
         raise InputError(f"{', '.join(missing)} is not there; deploy/certificates makes keys")
+    with tempfile.TemporaryDirectory(prefix="fedser-") as home:
+        connection = Connection(address, root_certificates, Path(home))
+        _wait(connection, patience)
+        for key in keys:
+            node = connection.register(key, key.stem)
+            print(f"{key.stem}: {'registered before' if node is None else node}", flush=True)
+
+
+def _wait(connection: Connection, patience: float) -> None:
+    """Return when the SuperLink answers. Raises FlowerError after ``patience`` seconds."""
     end = time.monotonic() + patience
     while True:
         try:
             connection.nodes()
-            break
+            return
         except FlowerError:
             if time.monotonic() > end:
                 raise
             time.sleep(1)
-    for key in keys:
-        node = connection.register(key, key.stem)
-        print(f"{key.stem}: {'registered before' if node is None else node}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -192,10 +192,11 @@ class _Log:
 
     def __init__(self, run: Run, settings: Settings, first: int, grid: ClientGrid) -> None:
         self.run, self.settings, self.grid = run, settings, grid
-        self.predictions, self.rounds = run.table("predictions"), run.table("rounds")
-        if len(self.rounds):
-            self.predictions = self.predictions[self.predictions["round"] <= first]
-            self.rounds = self.rounds[self.rounds["round"] <= first]
+        # each by itself: a kill may fall between the writing of the one and of the other
+        self.predictions, self.rounds = (
+            table[table["round"] <= first] if len(table) else table
+            for table in (run.table("predictions"), run.table("rounds"))
+        )
         self._missing: list[str] = []
         self._moved = (0, 0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -79,9 +80,11 @@ def _simulation(settings: Settings, folder: Path) -> Iterator[tuple[Connection, 
     resources = {"num-supernodes": len(clients), "client-resources-num-cpus": 1}
     if device_of(settings).startswith("cuda"):
         resources["client-resources-num-gpus"] = 1 / CLIENTS_PER_GPU
-    with Services(folder / "services") as services:
+    private = tempfile.TemporaryDirectory(prefix="fedser-ray-", ignore_cleanup_errors=True)
+    with private as sockets, Services(folder / "services") as services:
         port = free_port()
-        services.start("superlink", simulation_command(port))
+        # a short path, since sockets lie below it, and not the one that all of Ray's users share
+        services.start("superlink", simulation_command(port), {"RAY_TMPDIR": sockets})
         services.wait_for_port("superlink", port)
         connection = Connection(f"127.0.0.1:{port}", None, folder / "services" / "home")
         states = str(folder.resolve() / "clients")

@@ -76,11 +76,15 @@ def test_a_prime_rate_is_resampled(tmp_path, tone):
         (np.stack([np.sin(np.arange(999)), -np.sin(np.arange(999))], 1), "silent"),
         (np.r_[np.sin(np.arange(99)), np.nan], "NaN"),
         (np.r_[np.sin(np.arange(99)), np.inf], "infinite"),
+        (
+            3.3e38 * np.sign(np.sin(np.arange(999))),
+            r"too large to be resampled: .* up to 3\.3e\+38",
+        ),
     ],
 )
 def test_useless_samples_are_refused(tmp_path, samples, reason):
     with pytest.raises(BadClipError, match=reason):
-        audio.read(write(tmp_path / "a.wav", samples, subtype="FLOAT"))
+        audio.read(write(tmp_path / "a.wav", samples, 44_100, subtype="FLOAT"))
 
 
 def test_unreadable_files_are_refused(tmp_path):

@@ -19,7 +19,7 @@ def test_presets_load():
             {"preset": "dmeo"},
             "preset 'dmeo' is unknown; choose from demo, deployment, paper, smoke",
         ),
-        ({"atack": "pgd"}, "parameter 'atack' is unknown; choose from alpha, attack"),
+        ({"atack": "pgd"}, "parameter 'atack' is unknown; did you mean attack? all are"),
         ({"attack": "pdg"}, "attack 'pdg' is unknown; choose from none, fgsm, pgd, deepfool"),
         ({"rounds": -3}, "rounds -3 must be a whole number >= 1"),
         ({"rounds": 2.5}, "rounds 2.5 must be a whole number"),
@@ -60,7 +60,9 @@ def test_a_misspelt_name_in_an_injected_cell_is_refused():
     namespace = {"In": cells, "preset": "smoke", "attack": None}
     assert config.notebook_settings(namespace).preset == "smoke"
     cells.insert(2, '# Parameters\natack = "pgd"\n')
-    with pytest.raises(SystemExit, match="'atack' is unknown; choose from attack, preset"):
+    with pytest.raises(
+        SystemExit, match=r"'atack' is unknown; did you mean attack\? all are listed by pap"
+    ):
         config.notebook_settings(namespace)
 
 

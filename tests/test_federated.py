@@ -99,21 +99,36 @@ def test_a_client_that_fails_is_named_and_counted(monkeypatch, tiny, pool, preag
         one_round(strategy(min_replies=0.01), none, w=[0.0])
 
 
-def test_one_mean_equals_all_replies(tiny, federation, pool):
-    outcomes = []
-    for preaggregate in (True, False):
-        grid = cohort.CohortGrid(
-            tiny, federation.clients, examples_of(federation), pool=pool, preaggregate=preaggregate
-        )
-        model = clients.new_model(tiny, len(federation.classes))
-        start = answers.as_record(federated.models.state_arrays(model))
-        made = strategy()
-        for number in (1, 2):  # the second round with the optimiser of the first
-            messages = made.configure_train(number, start, ConfigRecord(), grid)
-            start, _ = made.aggregate_train(number, grid.send_and_receive(messages))
-        outcomes.append({k: v.numpy() for k, v in start.items()})
-    for name, value in outcomes[0].items():
-        np.testing.assert_allclose(value, outcomes[1][name], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_mean_equals_all_replies(tiny, federation, pool, precision):
+    """Two rounds, the second with the optimisers of the first. A weighted sum of k clients in
+    float32 rounds k products, k sums and a quotient: by at most k + 2 units of half an epsilon of
+    the sum of its terms' sizes."""
+    settings = dataclasses.replace(tiny, precision=precision)
+    counts = examples_of(federation)
+    grids = {
+        way: cohort.CohortGrid(settings, federation.clients, counts, pool=pool, preaggregate=way)
+        for way in (True, False)
+    }
+    model = clients.new_model(settings, len(federation.classes))
+    start = answers.as_record(models.state_arrays(model))
+    for number in (1, 2):
+        means = {}
+        for way, grid in grids.items():
+            made = strategy()
+            replies = grid.send_and_receive(
+                made.configure_train(number, start, ConfigRecord(), grid)
+            )
+            every = [{k: v.numpy() for k, v in r.content["arrays"].items()} for r in replies]
+            means[way], _ = made.aggregate_train(number, replies)
+        assert len(every) == len(counts)
+        for name in every[0]:
+            terms = [np.float64(c) / sum(counts) * each[name] for c, each in zip(counts, every)]
+            unit = (len(counts) + 2) * np.finfo(np.float32).eps / 2
+            bound = unit * sum(map(np.abs, terms)) + np.finfo(np.float32).tiny
+            for mean in means.values():
+                assert (np.abs(mean[name].numpy() - sum(terms)) <= bound).all(), name
+        start = means[True]
 
 
 def examples_of(federation):
@@ -177,9 +192,11 @@ def test_a_run_leaves_tidy_rows(nature, federation):
     assert not list(run.folder.rglob("*.pkl"))
 
 
-def test_a_pooled_run_is_plain_training_on_all_clips(tiny, pool):
-    """One client: FedAvg's mean is its own weights, and Adam goes on from round to round."""
-    settings = dataclasses.replace(tiny, clients="pooled")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_pooled_run_is_plain_training_on_all_clips(tiny, pool, precision):
+    """One client: FedAvg's mean of its weights alone, and Adam goes on from round to round. The
+    same arithmetic on one thread, so the same weights to the last bit."""
+    settings = dataclasses.replace(tiny, clients="pooled", precision=precision, eval_every=2)
     run = federated.train(settings)
     assert run.config["model"] == "centralised"
     data = load_federation(settings)
@@ -187,16 +204,19 @@ def test_a_pooled_run_is_plain_training_on_all_clips(tiny, pool):
     model = clients.new_model(settings, len(data.classes))
     weights, adam = models.state_arrays(clients.new_model(settings, len(data.classes))), None
     for number in range(1, settings.rounds + 1):
-        update = pool.submit(  # as many threads, so the same rounding
+        update = pool.submit(
             client_update, model, weights, x, y,
             generator=generator(settings.seed, "round", number, "pooled"), epochs=1, batch_size=8,
-            learning_rate=settings.learning_rate, optimiser=adam,
-            bf16=clients.uses_bf16(settings, "cpu"),
+            learning_rate=settings.learning_rate, optimiser=adam, bf16=precision == "bf16",
         ).result()  # fmt: skip
-        weights, adam = update.weights, update.optimiser
+        mean = trainers.Total(like=weights)
+        assert mean.add([update], [len(y)])
+        for name, value in mean.mean().items():  # a product and a quotient
+            torch.testing.assert_close(value, update.weights[name], rtol=2**-22, atol=1e-37)
+        weights, adam = mean.mean(), update.optimiser
     stored = runs.load_model(run)
     for name, value in weights.items():
-        np.testing.assert_allclose(stored[name], value.numpy(), rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_array_equal(stored[name], value.numpy(), err_msg=name)
 
 
 def test_a_complete_run_is_found_not_trained_again(nature, tiny, monkeypatch):
@@ -251,6 +271,18 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny, tmp_path, monkeypatch, c
     columns = [c for c in runs.PREDICTIONS if c != "run"]
     one, two = whole.table("predictions")[columns], resumed.table("predictions")[columns]
     assert one.equals(two)
+
+
+def test_decisions_that_a_kill_left_without_their_rounds_are_made_again(nature, tiny, tmp_path):
+    """A kill between the writing of the first evaluation's two files, before any checkpoint."""
+    run, _ = nature
+    settings = dataclasses.replace(tiny, outputs=str(tmp_path))
+    left = runs.open_run(settings, run.config["fingerprint"])
+    whole = run.table("predictions")
+    left.write("predictions.parquet", whole[whole["round"] == 1].assign(run=left.id))
+    rows = federated.train(settings).table("predictions")
+    assert len(rows) == len(whole)
+    assert not rows.duplicated(["round", "attack", "condition", "draw", "clip"]).any()
 
 
 KILLED = """

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from fedser_utils import certificates, deployment, services
+from fedser_utils import certificates, connection, deployment, services
 from fedser_utils.config import InputError
 from fedser_utils.connection import Connection, FlowerError
 from fedser_utils.services import Services, free_port, gate_command, supernode_command
@@ -136,6 +136,28 @@ def test_unknown_run_config_keys_are_named(tmp_path):
         nowhere.submit(tmp_path, run_config={"epochs": 3})
     with pytest.raises(InputError, match=r"pyproject\.toml is not there"):
         nowhere.submit(tmp_path / "none")
+
+
+def test_nothing_that_others_planted_in_the_temporary_folder_is_followed(tmp_path, monkeypatch):
+    shared, theirs = tmp_path / "tmp", tmp_path / "theirs"
+    for folder in (shared, theirs):
+        folder.mkdir()
+    (shared / "flwr").symlink_to(theirs)
+    monkeypatch.setattr("tempfile.tempdir", str(shared))
+    seen = []
+
+    def flwr(connection, *arguments):
+        seen.append((connection.home.parent, connection.home.stat().st_mode & 0o777))
+        (connection.home / "config.toml").write_text("")
+        return {"nodes": [], "node-id": 1}
+
+    monkeypatch.setattr(Connection, "_flwr", flwr)
+    key = tmp_path / "client-00.pub"
+    key.write_text("")
+    connection.register("127.0.0.1:1", [key], tmp_path / "ca.crt", patience=0)
+    assert seen == [(shared, 0o700)] * 2
+    assert not any(theirs.iterdir())
+    assert sorted(path.name for path in shared.iterdir()) == ["flwr"]
 
 
 def test_a_deployment_without_clients_is_refused(tmp_path, capsys):

@@ -1,5 +1,10 @@
 """The way to ART's attacks: each must fool a model that is planted weak."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -82,3 +87,56 @@ def test_unknown_names_and_settings_list_the_choices(planted, clips):
         art_attack("square", planted, clips, norm=2)
     with pytest.raises(ValueError, match="NaN"):
         art_attack("square", planted, clips * torch.nan)
+
+
+RACE = """
+import importlib, multiprocessing, os, sys
+import art, fedser_utils.attacks
+safe, homes = sys.argv[1] == "safe", sys.argv[2:]
+
+def child(barrier):  # everything but what is raced for has been imported
+    for name in [n for n in sys.modules if n == "art.config" or n.startswith("fedser_utils")]:
+        del sys.modules[name]
+    barrier.wait()
+    if safe:
+        importlib.import_module("fedser_utils.attacks")
+    importlib.import_module("art.config").ART_DATA_PATH
+
+fork = multiprocessing.get_context("fork")
+for home in homes:
+    os.environ["HOME"] = home
+    barrier = fork.Barrier(4)
+    children = [fork.Process(target=child, args=[barrier]) for _ in range(4)]
+    for each in children:
+        each.start()
+    for each in children:
+        each.join()
+    print(sum(each.exitcode != 0 for each in children), len(os.listdir(home)))
+"""
+
+
+def raced(tmp_path, safe):
+    """(processes that failed, files in the home) of each of 20 races for an empty home."""
+    homes = [tmp_path / f"{i:02d}" for i in range(20)]
+    for home in homes:
+        home.mkdir()
+    command = [sys.executable, "-c", RACE, safe, *map(str, homes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+
+
+def test_processes_that_start_at_once_on_an_empty_home_can_import_art(tmp_path):
+    assert raced(tmp_path, "safe") == [(0, 0)] * 20  # and leave it empty
+
+
+def test_a_users_own_configuration_of_art_is_kept(tmp_path):
+    (tmp_path / ".art").mkdir()
+    text = json.dumps({"ART_DATA_PATH": str(tmp_path / "data")})
+    (tmp_path / ".art" / "config.json").write_text(text)
+    code = "import fedser_utils.attacks; from art.config import ART_DATA_PATH as p; print(p)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"HOME": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(tmp_path / "data")
+    assert (tmp_path / ".art" / "config.json").read_text() == text

@@ -6,12 +6,18 @@ are for images in [0, 1]; the ones here are for standardised log-Mel.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import json
+import os
 import random
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +52,39 @@ TOOLBOX: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 _ONE_AT_A_TIME = threading.Lock()  # ART draws from generators that all threads share
+
+
+def _configure_art() -> tempfile.TemporaryDirectory | None:
+    """A data folder for ART in this process alone, unless the user has configured one or ART is
+    not installed.
+
+    ART's ``config`` looks twice whether ``~/.art/config.json`` exists and writes it in between, so
+    of several processes that import it on an empty home some die (ART 1.20). Here the module is
+    executed on an empty home of its own, before anything imports the rest of ART.
+    """
+    spec = importlib.util.find_spec("art")
+    if spec is None or "art.config" in sys.modules:
+        return None
+    try:
+        configured = json.loads(Path("~/.art/config.json").expanduser().read_text())
+    except (OSError, ValueError):
+        configured = {}
+    if "ART_DATA_PATH" in configured:
+        return None
+    home = tempfile.TemporaryDirectory(prefix="fedser-art-")
+    (folder,) = spec.submodule_search_locations
+    spec = importlib.util.spec_from_file_location("art.config", Path(folder) / "config.py")
+    module = importlib.util.module_from_spec(spec)
+    before, os.environ["HOME"] = os.environ.get("HOME"), home.name
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        os.environ.pop("HOME") if before is None else os.environ.update(HOME=before)
+    sys.modules["art.config"] = module
+    return home
+
+
+_home = _configure_art()  # removed when this process ends
 
 
 def art_attack(
