@@ -18,6 +18,7 @@ from fedser_utils.partition import load_federation
 from fedser_utils.randomisation import Randomise
 from fedser_utils.seeding import generator
 from fedser_utils.training import Arrays, Update, client_update
+from fedser_utils.workers import device_name
 
 
 def device_of(settings: Settings) -> str:
@@ -34,6 +35,11 @@ def uses_bf16(settings: Settings, device: str) -> bool:
     if settings.precision == "auto":
         return device != "cpu" or cpu_has_bf16()
     return settings.precision == "bf16"
+
+
+def machine(device: str, *, bf16: bool) -> dict[str, str]:
+    """Columns that say where a number was computed: processor, precision."""
+    return {"processor": device_name(device), "precision": "bf16" if bf16 else "fp32"}
 
 
 def is_fast(settings: Settings) -> bool:

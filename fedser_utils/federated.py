@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from functools import partial
 
 import pandas as pd
-import torch
 from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp, strategy
 from tqdm.auto import tqdm
@@ -38,7 +37,7 @@ from fedser_utils.strategies import (
     restore_strategy,
     strategy_state,
 )
-from fedser_utils.workers import worker_pool
+from fedser_utils.workers import device_name, worker_pool
 
 log = logging.getLogger(__name__)
 
@@ -109,10 +108,6 @@ def _pool_of(grid: Grid, device: str):
     else:
         with worker_pool(device) as pool:
             yield pool
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
 
 
 def serve(grid: ClientGrid, settings: Settings, run: Run, known: Known) -> None:

@@ -261,9 +261,21 @@ def load_arrays(path: Path) -> Arrays:
     return load_file(path)
 
 
+def made_on(runs: Sequence[Run]) -> dict[str, str]:
+    """Columns that say where runs were trained: processor, precision; several with semicolons."""
+    precisions = {True: "bf16", False: "fp32", None: "precision not recorded"}
+    found = {
+        "processor": {run.config["device"] for run in runs},
+        "precision": {precisions[run.config.get("bf16")] for run in runs},
+    }
+    return {name: "; ".join(sorted(values)) for name, values in found.items()}
+
+
 def origin(runs: Sequence[Run]) -> str:
-    """Where a figure comes from: runs, the commits they were made with, and the present one."""
+    """Where a figure comes from: runs, the commits they were made with, where, and the present
+    commit."""
     made = ", ".join(sorted({run.config["commit"] for run in runs}))
+    made += f" on {', '.join(made_on(runs).values())}"
     return f"runs {', '.join(run.id for run in runs)}; made with {made}; drawn with {commit()}"
 
 

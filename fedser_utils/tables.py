@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -210,10 +210,17 @@ def _p_value(p: float) -> str:
     return r"$<$0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def caption(predictions: pd.DataFrame, clips: pd.DataFrame, *, study: str, corpus: str) -> str:
+def caption(
+    predictions: pd.DataFrame,
+    clips: pd.DataFrame,
+    *,
+    study: str,
+    corpus: str,
+    made_on: Mapping[str, str],
+) -> str:
     """What a figure or table must say of its origin: study, corpus, clients, n, rounds, seeds,
-    runs. predictions: with the column seed; corpus: as a run's settings have it, of paths
-    only the last parts are shown."""
+    runs, processor, precision. predictions: with the column seed; corpus: as a run's settings have
+    it, of paths only the last parts are shown; made_on: as ``runs.made_on``."""
     clients = clips.loc[clips["split"] == "train", "client"].nunique()
     names = " + ".join(Path(entry).name for entry in corpus.split(","))
     n = (clips["split"] == "test").sum()
@@ -222,7 +229,7 @@ def caption(predictions: pd.DataFrame, clips: pd.DataFrame, *, study: str, corpu
     listed = ("seed " if len(seeds) == 1 else "mean of seeds ") + ", ".join(map(str, seeds))
     return (
         f"{study}: corpus {names}, {clients} clients, n = {n} test clips, "
-        f"{rounds} rounds, {runs} runs, {listed}"
+        f"{rounds} rounds, {runs} runs, {listed}, {', '.join(made_on.values())}"
     )
 
 

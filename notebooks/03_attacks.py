@@ -47,13 +47,13 @@ with config.refusals():
     run = stored.find_run(settings)
     data, device = load_federation(run.settings), clients.device_of(settings)
     model = models.load(run).to(device)
-bf16 = clients.uses_bf16(run.settings, device)
-test = data.table("test")
+test, bf16 = data.table("test"), clients.uses_bf16(run.settings, device)
 (x, y), aim = data.tensors(test, device=device), models.attackable(model, bf16=bf16)
 under = partial(evaluation.under_attacks, model, x, y, bf16=bf16)
 at, origin = partial(clients.attack_of, run.settings), stored.origin([run])
 front = run.settings.front_end
-caption = f"{run.id}: n = {len(test)} test clips, {run.settings.rounds} rounds"
+on = {"run": run.id} | clients.machine(device, bf16=bf16)
+caption = ", ".join([f"n = {len(test)} test clips, {run.settings.rounds} rounds", *on.values()])
 caption
 
 # %% [markdown]
@@ -112,7 +112,7 @@ players(heard, data.classes, truth=data.classes[int(truth)])
 three = {name: at(name) for name in attacks.ATTACKS}
 mean, std = data.standard(test[:24], device=device)
 sizes = evaluation.sizes(model, x[:24], y[:24], three, mean=mean, std=std, bf16=bf16)
-stored.write_table(settings.folder / "perceptibility.csv", sizes.assign(run=run.id))
+stored.write_table(settings.folder / "perceptibility.csv", sizes.assign(**on))
 sizes.round(3)
 
 # %% [markdown]
@@ -124,7 +124,7 @@ sizes.round(3)
 strengths = {
     (n, e): at(n, epsilon=e, step_size=e / 4) for n in ("fgsm", "pgd") for e in own.epsilons
 }
-by_epsilon = metrics.uar_by(under(strengths), ["attack", "value"]).assign(run=run.id)
+by_epsilon = metrics.uar_by(under(strengths), ["attack", "value"]).assign(**on)
 show = partial(figures.uar_against, x="value", chance=100 / len(data.classes), caption=caption)
 picture = show(by_epsilon, xlabel="epsilon [standardised log-Mel]")
 figures.save(picture, settings.folder, "uar_by_epsilon", origin=origin, rows=by_epsilon)
@@ -141,7 +141,7 @@ if own.full:
     sweeps |= {("pgd, 10 steps of", s): at("pgd", steps=10, step_size=s) for s in own.step_sizes}
     several = {k: at("pgd", random_start=True, restarts=k) for k in (1, own.restarts)}
     sweeps |= {("pgd, random starts", k): attack for k, attack in several.items()}
-    found = metrics.uar_by(under(sweeps), ["attack", "value"]).assign(run=run.id)
+    found = metrics.uar_by(under(sweeps), ["attack", "value"]).assign(**on)
     by_steps = found["attack"].isin(attacks.ATTACKS)
     picture = show(found[by_steps], xlabel="steps")
     figures.save(picture, settings.folder, "uar_by_steps", origin=origin, rows=found)
@@ -156,7 +156,7 @@ if own.full:
 if own.full:
     study = {r.config["model"]: models.load(r).to(device) for r in same}
     rows = evaluation.transfer(study, x, y, three["pgd"], bf16=bf16)
-    transfer = metrics.uar_by(rows, ["source", "target"])
+    transfer = metrics.uar_by(rows, ["source", "target"]).assign(**on)
     picture = figures.transfer(transfer, caption=f"PGD, {run.settings.epsilon:g}; {caption}")
     display(figures.save(picture, settings.folder, "transfer", origin=origin, rows=transfer))
 
@@ -176,7 +176,7 @@ if own.full:
     rows = under(ensemble | {(name, None): attack for name, attack in more.items()})
     worst = metrics.worst_case(rows)
     every = pd.concat([rows, worst.assign(attack="worst case")])
-    table = metrics.uar_by(every, ["attack"]).assign(run=run.id)
+    table = metrics.uar_by(every, ["attack"]).assign(**on)
     assert table["uar"].iloc[-1] <= table["uar"].min()
     stored.write_table(settings.folder / "worst_case.csv", table)
     lost = worst.loc[worst["y_true"] != worst["y_pred"], "attack"].value_counts(sort=False)

@@ -44,11 +44,11 @@ with config.refusals():
     run = stored.find_run(settings)
     data, device = load_federation(run.settings), clients.device_of(settings)
     model = models.load(run).to(device)
-made, test = run.settings, data.table("test")
-bf16 = clients.uses_bf16(made, device)
+made, test, bf16 = run.settings, data.table("test"), clients.uses_bf16(run.settings, device)
 plain, aim = models.folded(model), models.attackable(model, bf16=bf16)
 pgd = partial(clients.attack_of(made, "pgd"), aim)
 (x, y), shape = data.tensors(test, device=device), made.front_end.shape
+on, origin = {"run": run.id} | clients.machine(device, bf16=bf16), stored.origin([run])
 run.id
 
 # %% [markdown]
@@ -63,7 +63,7 @@ titles = [f"resized to {tuple(s.tolist())}, offset {tuple(o.tolist())}" for s, o
 titles = [f"original, {shape[0]} x {shape[1]}", *titles]
 images = [x[0, 0].cpu().numpy(), *drawn[:, 0].cpu().numpy()]
 picture = figures.log_mels(images, titles, front=made.front_end, caption=test["clip"].iloc[0])
-figures.save(picture, settings.folder, "draw", origin=stored.origin([run]))
+figures.save(picture, settings.folder, "draw", origin=origin)
 
 # %% [markdown]
 # ## Which ranges, which padding?
@@ -82,10 +82,9 @@ with worker_pool(device) as pool:
     grid = defence.tune(plain, clips, y_val, mode=made.resize, pool=pool, **options)
 assert not set(chosen["clip"]) & set(test["clip"])
 best = grid.loc[grid["score"].idxmax()]
-picture = figures.tuning(
-    grid, caption=f"{run.id}: n = {len(x_val)} training clips, {made.rounds} rounds"
-)
-figures.save(picture, settings.folder, "tuning", origin=stored.origin([run]), rows=grid)
+trained = f"n = {len(x_val)} training clips, {made.rounds} rounds"
+picture = figures.tuning(grid, caption=", ".join([trained, *on.values()]))
+figures.save(picture, settings.folder, "tuning", origin=origin, rows=grid.assign(**on))
 
 # %% [markdown]
 # ## UAR over draws, and of averaged draws
@@ -114,7 +113,7 @@ rows = evaluation.labelled(pd.concat(found), test, data.classes, **facts)
 stored.write_table(run.folder / "randomisation.parquet", rows)
 table = metrics.uar_over_draws(rows, ["attack", "variant", "averaged"])
 assert table["uar"].between(0, 100).all()
-stored.write_table(settings.folder / "randomisation.csv", table.assign(run=run.id))
+stored.write_table(settings.folder / "randomisation.csv", table.assign(**on))
 table.round(2)
 
 # %% [markdown]
@@ -130,5 +129,5 @@ for k in (1, *averages):
     defended[f"randomised, {k} draws"] = partial(defence.over_draws, plain, eight, **options)
 cost = {n: defence.milliseconds(f, clips=len(eight)) for n, f in defended.items()}
 cost = pd.DataFrame(cost.items(), columns=["defence", "ms per clip"]).assign(device=device)
-stored.write_table(settings.folder / "cost.csv", cost.assign(run=run.id))
+stored.write_table(settings.folder / "cost.csv", cost.assign(**on))
 cost.round(2)

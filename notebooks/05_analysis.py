@@ -31,10 +31,10 @@ predictions = pd.concat(
 )
 rounds = pd.concat([run.table("rounds") for run in found], ignore_index=True)
 clips = found[0].table("clips")
-caption = tables.caption(predictions, clips, study=settings.study, corpus=made[0]["corpus"])
-folder, origin = settings.folder, runs.origin(found)
+folder, origin, on = settings.folder, runs.origin(found), runs.made_on(found)
+told = {"study": settings.study, "corpus": made[0]["corpus"], "made_on": on}
+caption = tables.caption(predictions, clips, **told)
 label, client = tables.words(clips["emotion"])
-assert "torch" not in sys.modules
 caption
 
 # %% [markdown]
@@ -55,7 +55,7 @@ table2
 
 # %%
 table3 = tables.table3(predictions)
-runs.write_table(folder / "table3.csv", table3)
+runs.write_table(folder / "table3.csv", table3.assign(**on))
 title = f"UAR [%] with 95 % interval (bootstrap over {client}s), and the paper's. {caption}"
 runs.write_text(folder / "table3.tex", tables.table3_latex(table3, caption=title))
 table3.round(2)
@@ -71,7 +71,7 @@ table3.round(2)
 
 # %%
 gains = comparisons.gains(predictions)
-runs.write_table(folder / "gains.csv", gains)
+runs.write_table(folder / "gains.csv", gains.assign(**on))
 title = (
     f"What the defences gain: UAR [%] with 95 % interval (bootstrap over {client}s); p of the "
     f"one-tailed z-test and of McNemar's, each corrected over the table by Holm. {caption}"
@@ -90,7 +90,7 @@ gains.round(4)
 # %%
 central = comparisons.centralised(predictions)
 if len(central):
-    runs.write_table(folder / "centralised.csv", central)
+    runs.write_table(folder / "centralised.csv", central.assign(**on))
     title = f"Federated and centralised training, UAR [%]. {caption}"
     text = tables.latex(central, caption=title, label="centralised")
     runs.write_text(folder / "centralised.tex", text)
@@ -107,7 +107,7 @@ central
 # %%
 each = comparisons.by_speaker(predictions)
 speakers = comparisons.speakers(each)
-runs.write_table(folder / "speakers.csv", speakers)
+runs.write_table(folder / "speakers.csv", speakers.assign(**on))
 title = f"UAR [%] over {client}s. {caption}"
 runs.write_text(folder / "speakers.tex", tables.latex(speakers, caption=title, label="speakers"))
 speakers.round(2)
@@ -128,7 +128,7 @@ if len(set(clips.get("corpus", ()))) > 1:
     options = {"scopes": ["corpus", "language"]}
     rows = [results(own, clips, **options).assign(model=name) for name, own in models]
     parts = pd.concat(rows, ignore_index=True)
-    runs.write_table(folder / "corpora.csv", parts)
+    runs.write_table(folder / "corpora.csv", parts.assign(**on))
 parts
 
 # %% [markdown]

@@ -75,10 +75,10 @@ judged = [run for run in study if run.settings.seed == settings.seed]
 judged = [run for run in judged if run.settings.clients == "speakers"]
 test = trial.some_of(data.table("test"), own.clips, seed=settings.seed)
 bf16, epsilon = clients.uses_bf16(checked.settings, device), checked.settings.epsilon
-origin = stored.origin(study)
+origin, where = stored.origin(study), clients.machine(device, bf16=bf16)
 on = {"draws": own.draws, "device": device, "bf16": bf16}
-caption = f"{settings.study}: n = {len(test)} test clips of corpus {data.corpus.name}, "
-caption += f"{own.draws} draws, {checked.settings.rounds} rounds, seed {settings.seed}"
+caption = f"{settings.study}: n = {len(test)} test clips of {data.corpus.name}, {own.draws} draws, "
+caption += f"{checked.settings.rounds} rounds, seed {settings.seed}, {', '.join(where.values())}"
 caption
 
 # %% [markdown]
@@ -106,7 +106,7 @@ found = [each.result() for each in asked]
 evidence = pd.concat(found, ignore_index=True)
 by_draws = uar_by(evidence[evidence["test"] == "eot"], ["model", "value"])
 picture = figures.by_model(by_draws, xlabel="draws per gradient", caption=caption)
-figures.save(picture, settings.folder, "eot", origin=origin, rows=by_draws)
+figures.save(picture, settings.folder, "eot", origin=origin, rows=by_draws.assign(**where))
 
 # %% [markdown]
 # ## The security curve
@@ -120,7 +120,7 @@ chance = 100 / len(data.classes)
 picture = figures.by_model(
     curve, xlabel="epsilon [standardised log-Mel]", chance=chance, log=True, caption=caption
 )
-figures.save(picture, settings.folder, "security", origin=origin, rows=curve)
+figures.save(picture, settings.folder, "security", origin=origin, rows=curve.assign(**where))
 
 # %% [markdown]
 # ## The checklist
@@ -143,7 +143,8 @@ own_evidence = evidence[evidence["run"] == checked.id]
 own_evidence = pd.concat([own_evidence, full], ignore_index=True)
 items = checklist(own_evidence, epsilon=epsilon)
 assert items["item"].tolist() == list(range(1, 18))
-stored.write_table(settings.folder / f"checklist_{checked.config['model']}.csv", items)
+table = items.assign(**where)
+stored.write_table(settings.folder / f"checklist_{checked.settings.model}.csv", table)
 with pd.option_context("display.max_colwidth", None):
     display(items.round(1).style.hide())
 
@@ -179,7 +180,7 @@ stored.write_table(settings.folder / "smoothing.parquet", certificates)
 certified = certified_uar(certificates, ["model"], points=50)
 words = {"xlabel": f"L2 radius, sigma {own.sigma:g}", "ylabel": "Certified UAR [%]"}
 picture = figures.by_model(certified, chance=chance, caption=caption, **words)
-figures.save(picture, settings.folder, "certified", origin=origin, rows=certified)
+figures.save(picture, settings.folder, "certified", origin=origin, rows=certified.assign(**where))
 display(picture, pd.DataFrame(cost, columns=["defence", "ms per clip", "device"]).round(1))
 
 # %% [markdown]
@@ -191,7 +192,7 @@ display(picture, pd.DataFrame(cost, columns=["defence", "ms per clip", "device"]
 # %%
 honest = verdict(evidence)
 assert (honest["difference_low"] <= 0).all(), "an attack that knows of the defence is no weaker"
-stored.write_table(settings.folder / "adaptive.csv", honest)
+stored.write_table(settings.folder / "adaptive.csv", honest.assign(**where))
 latex = tables.latex(honest.round(1), caption=caption, label="adaptive")
 stored.write_text(settings.folder / "adaptive.tex", latex)
 honest.round(1)

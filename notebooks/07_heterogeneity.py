@@ -108,8 +108,10 @@ with config.refusals():
         for name in names
     }
 plain = trained[AS_GIVEN][0]
+on = stored.made_on([run for made in trained.values() for run in made])
 origin = stored.origin([run for made in trained.values() for run in made])
-caption += f", {given.rounds} rounds, seeds {[*several]}, {plain.config['device']}"
+caption += f", {given.rounds} rounds, seeds {[*several]}, "
+caption += ", ".join(on.values())
 caption
 
 # %% [markdown]
@@ -123,12 +125,12 @@ model = models.load(plain).to(members.device_of(given))
 told = {"round_number": given.rounds + 1, "states": drift.kept(plain, data)}
 pulls = drift.drift(given, data, models.state_arrays(model), **told)
 picture = contrasts.drift(pulls, caption=caption)
-figures.save(picture, folder, "drift", origin=origin, rows=pulls)
+figures.save(picture, folder, "drift", origin=origin, rows=pulls.assign(**on))
 
 # %%
 layers = drift.batch_norm_shift(given, data, model)
 picture = contrasts.batch_norm_shift(layers, caption=caption)
-figures.save(picture, folder, "batch_norm", origin=origin, rows=layers)
+figures.save(picture, folder, "batch_norm", origin=origin, rows=layers.assign(**on))
 
 # %% [markdown]
 # ## What helps?
@@ -140,8 +142,8 @@ figures.save(picture, folder, "batch_norm", origin=origin, rows=layers)
 found = effects.outcomes(trained)
 table = effects.table(trained, found, targets=own.targets)
 assert table["uar"].between(0, 100).all()
-stored.write_table(folder / "remedies.csv", table)
-stored.write_table(folder / "outcomes.csv", found)
+stored.write_table(folder / "remedies.csv", table.assign(**on))
+stored.write_table(folder / "outcomes.csv", found.assign(**on))
 table.round(1)
 
 # %%
@@ -149,7 +151,7 @@ curves = pd.concat(
     run.table("rounds").assign(remedy=name) for name, made in trained.items() for run in made
 )
 picture = contrasts.remedies(curves, caption=caption)
-figures.save(picture, folder, "learning", origin=origin, rows=curves)
+figures.save(picture, folder, "learning", origin=origin, rows=curves.assign(**on))
 
 # %% [markdown]
 # ## In words
@@ -170,8 +172,8 @@ Markdown("\n".join(f"- {line}" for line in said))
 # %%
 each = skew.results(plain.table("predictions"), plain.table("clips"))
 served = skew.spread(each)
-stored.write_table(folder / "results.csv", each)
-stored.write_table(folder / "spread.csv", served)
+stored.write_table(folder / "results.csv", each.assign(**on))
+stored.write_table(folder / "spread.csv", served.assign(**on))
 wide = {"index": ["scope", "name"], "columns": ["attack", "condition"], "values": "uar"}
 display(each.pivot(**wide).round(1), served.round(1))
 
@@ -197,5 +199,5 @@ rows = pd.concat(
 by_alpha = skew.by_alpha(rows, attack=own.defence)
 picture = contrasts.against_alpha(by_alpha, caption=f"trained with {own.defence}; {caption}")
 figures.save(picture, folder, "alpha", origin=stored.origin([run for _, run in skewed]))
-stored.write_table(folder / "alpha.csv", by_alpha)
+stored.write_table(folder / "alpha.csv", by_alpha.assign(**on))
 display(picture, by_alpha.round(1))

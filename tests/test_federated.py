@@ -188,7 +188,8 @@ def test_a_run_leaves_tidy_rows(nature, federation):
     pd.testing.assert_series_equal(clips["split"], federation.clips["split"])
     assert (run.folder / "rejected.csv").exists()
     config = json.loads((run.folder / "config.json").read_text())
-    assert config["device"] == "cpu"
+    assert config["device"] == workers.device_name("cpu")
+    assert runs.made_on([run]) == clients.machine("cpu", bf16=False)
     assert not list(run.folder.rglob("*.pkl"))
 
 

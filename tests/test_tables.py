@@ -142,14 +142,17 @@ def test_latex_compiles(several, tmp_path):
 
 def test_a_caption_states_what_it_must(several):
     clips = pd.DataFrame({"split": ["train", "train", "test"], "client": [*"xyx"]})
-    found = tables.caption(several, clips, study="demo-my", corpus="/some/where/my_corpus,/b/c")
+    where = {"processor": "A CPU, AVX2", "precision": "fp32"}
+    given = {"study": "demo-my", "corpus": "/some/where/my_corpus,/b/c", "made_on": where}
+    found = tables.caption(several, clips, **given)
     assert found == (
         "demo-my: corpus my_corpus + c, 2 clients, n = 1 test clips, 3 rounds, 7 runs, "
-        "mean of seeds 0, 1"
+        "mean of seeds 0, 1, A CPU, AVX2, fp32"
     )
-    one = tables.caption(several[several["seed"] == 1], clips, study="demo", corpus="synthetic")
+    given = {"study": "demo", "corpus": "synthetic", "made_on": where}
+    one = tables.caption(several[several["seed"] == 1], clips, **given)
     assert one.startswith("demo: corpus synthetic, ")
-    assert one.endswith(", 2 runs, seed 1")
+    assert one.endswith(", 2 runs, seed 1, A CPU, AVX2, fp32")
 
 
 def test_figures_show_what_the_rows_say(predictions, tmp_path):
