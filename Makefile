@@ -12,9 +12,11 @@ OUTPUTS ?= $(CURDIR)/outputs
 PRESET ?= demo
 CORPUS ?= synthetic
 PORT ?= 8866
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 STUDY = $(BIN)/python -m fedser_utils.study --corpus "$(CORPUS)" --outputs "$(OUTPUTS)"
 
-.PHONY: help install demo study paper adaptive heterogeneity test test-browser lab dashboard film lint clean
+.PHONY: help install demo study paper adaptive heterogeneity test test-all \
+	test-notebooks test-runtimes test-benchmarks test-rest test-browser lab dashboard film lint clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -42,8 +44,24 @@ heterogeneity: $(STAMP)  ## notebook 07, clients that are not alike: make hetero
 paper: $(STAMP)  ## all notebooks as in the paper, on a GPU node: make paper CORPUS=/path/to/DEMoS
 	@$(STUDY) --preset paper --steps all
 
-test: $(STAMP)  ## install, then run the tests (under 15 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## install, then run the tests (under 6 minutes on two cores, installation apart)
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder
+
+# what takes longer, in parts; each is a target of its own
+test-all: test-notebooks test-runtimes test-benchmarks test-rest test-browser  ## the rest (under 40 minutes), in parts
+
+test-notebooks: $(STAMP)  ## all notebooks through papermill
+	$(PYTEST) -n 2 --dist loadgroup -m "long and not runtimes" tests/test_notebooks.py
+
+test-runtimes: $(STAMP)  ## Flower's real processes on loopback, and kills
+	$(PYTEST) -m runtimes tests
+
+test-benchmarks: $(STAMP)  ## every benchmark at its smallest
+	$(PYTEST) -m long tests/test_benchmarks.py
+
+test-rest: $(STAMP)  ## long trainings, kills, several processes
+	$(PYTEST) -n 3 --dist load -m "long and not runtimes" tests \
+	--ignore tests/test_notebooks.py --ignore tests/test_benchmarks.py --ignore tests/browser
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	cd notebooks && PATH="$(BIN):$$PATH" jupyter lab
@@ -54,10 +72,10 @@ dashboard: $(STAMP)  ## one page over all runs, on this machine alone: make dash
 
 test-browser: $(STAMP)  ## install Chromium where there is none (Debian, Ubuntu), then test in it
 	command -v chromium chromium-browser > /dev/null || (apt-get update && apt-get install -y chromium)
-	$(BIN)/python -m pytest -q tests/browser
+	$(PYTEST) -m long tests/browser
 
 film: $(STAMP)  ## the README's pictures of widgets, from the study of make demo (needs Chromium)
-	FEDSER_FILM="$(OUTPUTS)" $(BIN)/python -m pytest -q tests/browser -k "not monitor"
+	FEDSER_FILM="$(OUTPUTS)" $(PYTEST) -m long tests/browser -k "not monitor"
 
 lint: $(STAMP)  ## check the style of the package, the tests and the notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -18,8 +18,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from art.attacks import evasion
-from art.estimators.classification import PyTorchClassifier
 from ceilings import ceilings, forward_flop
 from report import figure, options, save
 from torch import Tensor, nn
@@ -49,6 +47,9 @@ def trained(width: float, clips: int, epochs: int, device: str) -> tuple[nn.Modu
 
 def arts(model: nn.Module, batch: int, device: str) -> dict[str, Callable]:
     """ART's three on the very model, through NumPy as ART works."""
+    from art.attacks import evasion  # here: after fedser_utils.attacks, which makes that safe
+    from art.estimators.classification import PyTorchClassifier
+
     target = PyTorchClassifier(
         model, nn.CrossEntropyLoss(), input_shape=(1, *SPEECH.shape), nb_classes=CLASSES,
         device_type="cpu" if device == "cpu" else "gpu",
@@ -119,7 +120,8 @@ def main() -> None:
     given.device = clients.device_of(config.load_settings("paper", device=given.device))
     cpu = given.device == "cpu"
     if given.quick:
-        given.width, given.batches, given.clips, given.epochs = 1 / 16, [8], 16, 4
+        given.width, given.batches, given.clips, given.epochs = 1 / 32, [4], 8, 1
+        given.repeats = 1
     width = given.width or (0.25 if cpu else 1.0)
     batches = given.batches or ([1, 8, 32] if cpu else [8, 64, 128])
     model, x, y = trained(width, given.clips or (32 if cpu else 512), given.epochs, given.device)
@@ -161,9 +163,7 @@ def main() -> None:
     facts = {"width": width, "clips": len(x), "uar": metrics.uar(y.cpu(), _said(model, x))}
     facts |= {"epsilon": EPSILON, "step_size": STEP, "steps": STEPS, "overshoot": OVERSHOOT}
     facts |= {"threads": torch.get_num_threads()} | best
-    save(
-        "attacks", given.device, __doc__.split("\n\n")[0], rows, figures, quick=given.quick, **facts
-    )
+    save("attacks", given.device, __doc__.split("\n\n")[0], rows, figures, given=given, **facts)
 
 
 def _said(model: nn.Module, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from report import figure, options, save
 
-from fedser_utils import corpora, features, partition, synthetic
+from fedser_utils import config, corpora, features, partition, synthetic
 
 
 def timed(function, *arguments, **options):
@@ -35,15 +35,16 @@ def main() -> None:
         corpus, checking = timed(corpora.load_corpus, root)
         arguments = corpus.root, list(corpus.clips["path"]), list(corpus.clips["digest"])
         _, extracting = timed(features.cached_log_mels, *arguments, cache=folder / "cache")
-        where = {"seed": 0, "cache": folder / "cache"}
-        _, pooling = timed(partition.federate, corpus, split_by="speaker_dependent", **where)
+        size = {"speakers": speakers, "clips": clips, "outputs": str(folder)}
+        settings = config.load_settings("paper", **size)
+        _, pooling = timed(partition.federate, corpus, settings)
     steps = {"synthesis": writing, "check": checking, "log_mel": extracting, "statistics": pooling}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rows = [{"step": step, "clips_per_s": clips / seconds} for step, seconds in steps.items()]
     what = "Log-Mels from 16 kHz files"
     figures = [figure("log_mel_clips_per_s", clips / extracting, what)]
     figures.append(figure("features_memory_gb", memory, f"Memory from {clips:,} files to features"))
-    save("features", "cpu", __doc__.split("\n\n")[0], rows, figures, quick=given.quick, clips=clips)
+    save("features", "cpu", __doc__.split("\n\n")[0], rows, figures, given=given, clips=clips)
 
 
 if __name__ == "__main__":

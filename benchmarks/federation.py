@@ -151,7 +151,7 @@ def main() -> None:
     device = clients.device_of(config.load_settings("paper", device=given.device))
     facts = dict(zip(("clients", "width", "rounds"), size, strict=True))
     claim = __doc__.split("\n\n")[0]
-    save("federation", device, claim, rows, figures, quick=given.quick, **facts)
+    save("federation", device, claim, rows, figures, given=given, **facts)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
 """Claim: what each remedy for clients that are not alike gains, when, at what cost and under attack
 can be recomputed from the folders that runs leave behind.
 
-    python benchmarks/heterogeneity.py [--quick] --study demo-emovo+ravdess [--outputs outputs]
+    python benchmarks/heterogeneity.py [--quick] [--study demo-emovo+ravdess] [--outputs outputs]
 
 Reads the complete runs of a study, tells from their settings which remedy each is (relative to the
 settings most of the others are one remedy away from), and compares those of the same seed. Nothing
-is trained; device, versions and commit are those of the runs. --quick only prints.
+is trained, unless --quick asks for two tiny runs; device, versions and commit are those of the
+runs.
 """
 
 from __future__ import annotations
 
+import argparse
+import tempfile
 from collections import defaultdict
 
 from report import figure, options, save
 
-from fedser_utils import config, effects, lessons, remedies, runs
+from fedser_utils import config, effects, federated, lessons, remedies, runs
 
 
 def by_remedy(found: list[runs.Run]) -> dict[str, list[runs.Run]]:
@@ -34,13 +37,30 @@ def by_remedy(found: list[runs.Run]) -> dict[str, list[runs.Run]]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--outputs", default=str(config.ROOT / "outputs"))
-    parser.add_argument("--study", required=True, help="such as demo-emovo+ravdess")
+    parser.add_argument("--study", default="demo", help="such as demo-emovo+ravdess")
     parser.add_argument("--attack", default="none", help="the models' training: none, fgsm, ...")
     parser.add_argument("--targets", type=float, nargs="+", default=[40, 60, 80], help="UAR in %%")
     given = parser.parse_args()
+    if not given.quick:
+        compare(given)
+        return
+    with tempfile.TemporaryDirectory() as given.outputs:
+        as_given = config.load_settings("smoke", outputs=given.outputs, device=given.device)
+        given.study, given.attack = as_given.study, "none"
+        for remedy in (remedies.AS_GIVEN, "group norm"):
+            federated.train(remedies.remedied(as_given, remedy))
+        compare(given)
+
+
+def compare(given: argparse.Namespace) -> None:
+    """Compare a study's runs, and write the result."""
     model = "nature" if given.attack == "none" else given.attack
     found = runs.find_runs(given.outputs, given.study)
     found = [run for run in found if run.complete and run.config["model"] == model]
+    if not found:
+        raise SystemExit(
+            f"study {given.study!r} has no complete run of model {model!r} in {given.outputs!r}"
+        )
     with config.refusals():
         groups = by_remedy(found)
         outcomes = effects.outcomes(groups)
@@ -67,7 +87,7 @@ def main() -> None:
     devices = sorted({run.config["device"] for run in used})
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     claim = __doc__.split("\n\n")[0]
-    save("heterogeneity", given.device, claim, rows, figures, quick=given.quick,
+    save("heterogeneity", given.device, claim, rows, figures, given=given,
          made_on=", ".join(devices), **facts)  # fmt: skip
 
 

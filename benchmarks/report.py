@@ -17,12 +17,14 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 RESULTS = Path(__file__).parent / "results"
+MODULES = {"adversarial-robustness-toolbox": "art"}  # packages that are imported by another name
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- performance: python benchmarks/report.py -->\n", "<!-- end of performance -->\n"
 UNITS = ("clips_per_s", "clip_iterations_per_s", "rounds_per_minute", "minutes", "hours", "s", "gb")
@@ -33,7 +35,11 @@ def options(description: str) -> argparse.ArgumentParser:
     """A parser with what every benchmark takes."""
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--quick", action="store_true", help="under a minute on a CPU; not saved")
+    parser.add_argument("--quick", action="store_true", help="under a minute on a CPU")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR",
+        help="where its JSON goes; results/ beside the scripts, and nowhere if quick",
+    )  # fmt: skip
     return parser
 
 
@@ -52,12 +58,11 @@ def rounded(value: Any) -> Any:
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, or the number of cores and what they can do."""
-    import torch
+    """The GPU's name, or the number of cores and the processor's."""
+    from fedser_utils import workers
 
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} CPU cores ({torch.backends.cpu.get_cpu_capability()})"
+    name = workers.device_name(device)
+    return name if device.startswith("cuda") else f"{os.cpu_count()} CPU cores ({name})"
 
 
 def save(
@@ -67,30 +72,33 @@ def save(
     rows: Sequence[Mapping[str, Any]],
     figures: Sequence[Mapping[str, Any]],
     *,
-    quick: bool,
+    given: argparse.Namespace,
     made_on: str = "",
     **facts: Any,
 ) -> None:
-    """Print the rows as a table, and write the result unless it is a quick one. made_on: the
-    device that the rows come from, where it is not the one this runs on."""
+    """Print the rows as a table, and write the result where ``given``, the options, have it.
+    made_on: the device that the rows come from, where it is not the one this runs on."""
     from fedser_utils import runs
 
     rows = [{key: rounded(value) for key, value in row.items()} for row in rows]
     print(pd.DataFrame(rows).to_string(index=False))
     for each in figures:
         print(f"{each['what']}: {each['value']} ({each['key']}, {each['how']})")
-    if quick:
+    folder = given.results or (None if given.quick else RESULTS)
+    if folder is None:
         return
     today = datetime.now(UTC).date().isoformat()
     found = {"name": name, "claim": " ".join(claim.split()), "date": today} | facts
+    found |= {"quick": given.quick}
     found |= {"device": made_on or device_name(device), "machine": platform.machine()}
     packages = ("torch", "flwr", "ray", "adversarial-robustness-toolbox", "numpy")
-    found |= {"versions": {package: version(package) for package in packages}}
+    there = [package for package in packages if find_spec(MODULES.get(package, package))]
+    found |= {"versions": {package: version(package) for package in there}}
     found |= {"commit": runs.commit(), "figures": list(figures), "rows": rows}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{_slug(made_on or _named(device))}-{today}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{_slug(made_on or _named(device))}-{today}.json"
     path.write_text(json.dumps(found, indent=2) + "\n")
-    print(f"results/{path.name}")
+    print(path)
 
 
 def _named(device: str) -> str:

@@ -66,7 +66,7 @@ def main() -> None:
         return
     rows, figures = [], []
     for state in ("reset", "keep"):
-        for clients in [10, 20] if given.quick else given.clients:
+        for clients in [4, 8] if given.quick else given.clients:
             command = [sys.executable, __file__, "--state", state, "--clients", str(clients)]
             command += ["--width", str(given.width), "--clips", str(given.clips)]
             command += ["--device", given.device]
@@ -85,7 +85,7 @@ def main() -> None:
     device = ours.device_of(config.load_settings("paper", device=given.device))
     facts = {"width": given.width, "clips": given.clips}
     claim = __doc__.split("\n\n")[0]
-    save("scale", device, claim, rows, figures, quick=given.quick, **facts)
+    save("scale", device, claim, rows, figures, given=given, **facts)
 
 
 if __name__ == "__main__":

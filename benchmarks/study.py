@@ -20,11 +20,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from art.attacks import evasion
-from art.estimators.classification import PyTorchClassifier
 from ceilings import ceilings, clock, forward_flop
 from flwr.app import ConfigRecord
 from report import figure, options, save
@@ -81,7 +80,8 @@ class Ours:
         """Seconds of one evaluation."""
         model = self.model()
         begin = _now(self.settings)
-        clients.decisions(self.settings, model, (x, y), seed=0, pool=self.pool)
+        last = self.settings.rounds
+        clients.decisions(self.settings, model, (x, y), last, seed=0, pool=self.pool)
         return _now(self.settings) - begin
 
     def checkpoint(self) -> float:
@@ -114,6 +114,9 @@ class Ordinary(nn.Module):
 
 def arts(model: Ordinary, settings: Settings, classes: int) -> dict[str, Callable]:
     """ART's three attacks, (x, y) -> x_adv."""
+    from art.attacks import evasion  # here: after fedser_utils.attacks, which makes that safe
+    from art.estimators.classification import PyTorchClassifier
+
     device = clients.device_of(settings)
     target = PyTorchClassifier(
         model, nn.CrossEntropyLoss(), nb_classes=classes,
@@ -133,7 +136,7 @@ def arts(model: Ordinary, settings: Settings, classes: int) -> dict[str, Callabl
         ),
     }  # fmt: skip
 
-    def through_numpy(attack: evasion.DeepFool, x: Tensor, y: Tensor) -> Tensor:
+    def through_numpy(attack: Any, x: Tensor, y: Tensor) -> Tensor:
         moved = attack.generate(x.cpu().numpy(), y.cpu().numpy())
         return torch.from_numpy(moved).to(x.device)
 
@@ -174,7 +177,7 @@ def ordinary_evaluation(settings: Settings, model: models.VGG15, x: Tensor, y: T
     randomise = Randomise.on(settings.front_end.shape, mode=settings.resize)
     begin = _now(settings)
     named = arts(made, settings, len(model.classifier[2].bias))
-    for name in ("none", *clients.attack_names(settings)):
+    for name in ("none", *clients.attack_names(settings, settings.rounds)):
         seen = x if name == "none" else named[name](x, y)
         with torch.no_grad():
             for part in seen.split(BATCH):
@@ -244,7 +247,7 @@ def main() -> None:
     cpu = device == "cpu"
     changes = {"device": given.device, "precision": given.precision, "engine": given.engine}
     if given.quick:
-        changes |= {"speakers": 4, "clips": 56, "width": 1 / 16, "local_epochs": 1}
+        changes |= {"speakers": 2, "clips": 28, "width": 1 / 32, "local_epochs": 1}
         given.rounds, given.sample, given.warm = 1, 1, 1
     preset = given.preset or ("demo" if cpu else "paper")
     settings = config.load_settings(preset, **changes)
@@ -338,7 +341,7 @@ def main() -> None:
     facts |= {"precision": "bf16" if clients.uses_bf16(settings, device) else "fp32"}
     facts |= {"engine": "fast" if clients.is_fast(settings) else "plain"}
     claim = __doc__.split("\n\n")[0]
-    save("study", device, claim, rows, figures, quick=given.quick, **(facts | best))
+    save("study", device, claim, rows, figures, given=given, **(facts | best))
 
 
 def forward_speed(settings: Settings, model: models.VGG15, x: Tensor) -> float:

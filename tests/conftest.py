@@ -1,5 +1,12 @@
-"""What several tests share: a tiny federation, real speech where it is at hand."""
+"""What several tests share: a tiny federation, a trained model, real speech where it is at hand.
 
+Tests compute on one torch thread and, where they do not say otherwise, in fp32: what a processor
+offers (bf16, more cores) must not decide whether they pass. No test may depend on how fast the
+machine is: wait for what must happen, not for a time.
+"""
+
+import fcntl
+import gc
 import os
 from itertools import product
 from pathlib import Path
@@ -9,6 +16,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
 from fedser_utils import config, models, partition, training
 from fedser_utils.randomisation import Randomise
@@ -20,12 +28,17 @@ SHARED = Path(os.environ.get("FEDSER_SHARED", config.ROOT.parent / "shared")) / 
 
 LONGEST = (
     "test_notebooks",
-    "test_runtimes",
     "test_lab",
-    "test_services",
-    "test_federated",
+    "test_attacks_against_art",
     "test_remote",
+    "test_federated",
+    "test_batch_norm",
+    "test_checklist",
+    "test_attacks",
 )
+
+torch.set_num_threads(1)
+gc.freeze()  # what is imported stays: statsmodels collects garbage at every correction of p
 
 
 def pytest_collection_modifyitems(items):
@@ -77,15 +90,31 @@ def speech_like():
 
 
 @pytest.fixture(scope="session")
+def common(tmp_path_factory, worker_id):
+    """A folder that all of this session's workers share."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+def once(path, make):
+    """``path``, made by whichever worker needs it first; the others wait."""
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            make(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def outputs(tmp_path_factory):
     return tmp_path_factory.mktemp("outputs")
 
 
 @pytest.fixture(scope="session")
 def tiny(outputs):
-    """Settings of seconds: 3 speakers, 63 clips, a VGG-15 of 1 to 16 channels."""
+    """Settings of seconds: 3 speakers, 63 clips of a second, a VGG-15 of 1 to 16 channels."""
     return config.load_settings(
-        "smoke", outputs=str(outputs), width=1 / 32, rounds=2, eval_every=1, precision="fp32"
+        "smoke", outputs=str(outputs), width=1 / 32, rounds=2, eval_every=1, seconds=1.0
     )
 
 
@@ -103,17 +132,21 @@ def speakers4(outputs):
 
 
 @pytest.fixture(scope="session")
-def trained(speakers4):
+def trained(speakers4, common):
     """(model, x, y): a VGG-15 of 4 to 32 channels that recognises most of the 140 clips."""
-    width = 1 / 16
-    model = models.build(len(speakers4.classes), width=width, generator=generator(0, "init"))
+    model = models.build(len(speakers4.classes), width=1 / 16, generator=generator(0, "init"))
     x, y = speakers4.tensors(speakers4.clips)
-    weights = {name: value.clone() for name, value in models.state_arrays(model).items()}
-    update = training.client_update(
-        model, weights, x, y, generator=generator(0, "trained"), epochs=10, batch_size=8,
-        learning_rate=1e-3,
-    )  # fmt: skip
-    return models.load_arrays(model, update.weights).eval(), x, y
+
+    def train(path):
+        weights = {name: value.clone() for name, value in models.state_arrays(model).items()}
+        update = training.client_update(
+            model, weights, x, y, generator=generator(0, "trained"), epochs=10, batch_size=8,
+            learning_rate=1e-3,
+        )  # fmt: skip
+        save_file({name: v.contiguous() for name, v in update.weights.items()}, path)
+
+    path = once(common / "trained.safetensors", train)
+    return models.load_arrays(model, load_file(path)).eval(), x, y
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,13 @@
 """The benchmarks' results are in order, and the README shows the newest of them."""
 
+import argparse
 import ast
 import dataclasses
 import importlib.util
 import json
+import subprocess
+import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +71,44 @@ def test_only_the_newest_of_a_device_is_shown(report, tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_benchmark_runs_at_its_smallest(path, tmp_path, report):
+    """As its docstring says, without any other argument and any earlier run, also where Ray is
+    not (a result says which packages it had)."""
+    command = [sys.executable, str(path), "--quick", "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (written,) = tmp_path.glob("*.json")
+    result = json.loads(written.read_text())
+    assert (result["name"], result["quick"]) == (path.stem, True)
+    assert result["rows"]
+    assert all(each["key"].endswith(report.UNITS) for each in result["figures"])
+    for row in result["rows"]:
+        speeds = [v for key, v in row.items() if key.endswith("_per_s") and v is not None]
+        assert all(speed > 0 for speed in speeds), row
+
+
+def test_a_quick_benchmark_leaves_nothing_unless_it_is_told_where(report, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    save = partial(report.save, "study", "cpu", "Claim: x", [{"a": 1}], [])
+    save(given=argparse.Namespace(quick=True, results=None))
+    assert not (tmp_path / "results").exists()
+    save(given=argparse.Namespace(quick=True, results=tmp_path / "here"))
+    assert len(list((tmp_path / "here").glob("study-cpu-*.json"))) == 1
+
+
+def test_a_result_is_saved_where_a_package_is_absent(report, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MODULES", {"ray": "no_such_module"})
+    given = argparse.Namespace(quick=True, results=tmp_path)
+    report.save("study", "cpu", "Claim: x", [{"a": 1}], [], given=given)
+    (written,) = tmp_path.iterdir()
+    versions = json.loads(written.read_text())["versions"]
+    assert "torch" in versions
+    assert "ray" not in versions
+
+
 def test_a_figure_needs_a_unit(report):
     assert report.figure("study_minutes", 61.234, "A study")["value"] == 61.2
     assert report.figure("train_clips_per_s", 4512.7, "Training")["value"] == 4513
@@ -90,6 +132,8 @@ def test_runs_are_told_apart_by_their_remedy(monkeypatch, capsys):
 
 def test_a_result_is_filed_under_the_device_of_its_rows(report, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    report.save("study", "cpu", "Claim: x", [{"a": 1}], [], quick=False, made_on="NVIDIA H100 80GB")
+    given = argparse.Namespace(quick=False, results=None)
+    save = partial(report.save, "study", "cpu", "Claim: x", [{"a": 1}], [])
+    save(given=given, made_on="NVIDIA H100 80GB")
     path = next(tmp_path.glob("study-nvidia-h100-80gb-*.json"))
     assert json.loads(path.read_text())["device"] == "NVIDIA H100 80GB"

@@ -91,6 +91,13 @@ def test_the_threat_is_a_wrong_emotion_or_class():
         assert found.str.contains(f"a bootstrap over {client}s; judged").any()
 
 
+def test_an_item_that_fails_says_what_that_means():
+    rows = passing().query("test != 'planted'")
+    found = items(pd.concat([rows, evidence("planted", 1, draws=1)], ignore_index=True))
+    assert found.query("result == 'fail'").index.tolist() == [16]
+    assert found.loc[16, "failure means"] == "an attack that misses these is broken"
+
+
 def test_what_was_not_run_says_so():
     found = items(passing().query("test != 'transfer'"))
     assert found.loc[12, "result"] == "not run"
@@ -128,9 +135,9 @@ def test_each_item_can_fail(item, test, replacement):
         same |= (rows["test"] == "eot") & (rows["value"] == 10)
     if item in (7, 8, 9):
         same &= rows["value"] == first["value"]
-    found = items(pd.concat([rows[~same], replacement], ignore_index=True))
-    assert found.loc[item, "result"] == "fail", found.loc[item, "ran"]
-    assert found.loc[item, "failure means"]
+    rows = pd.concat([rows[~same], replacement], ignore_index=True)
+    found = checklist.ITEMS[item - 1].find(rows, EPSILON)
+    assert not found.passed, found.ran
 
 
 def test_seeds_count_only_where_they_are_judged():

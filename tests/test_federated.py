@@ -240,6 +240,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(nature, tiny, tmp_p
     "change",
     [
         pytest.param({"attack": "pgd"}, id="pgd"),
+        pytest.param({"attack": "pgd", "precision": "bf16"}, id="bf16"),
         pytest.param({"strategy": "FedAdam"}, id="FedAdam", marks=pytest.mark.long),
         pytest.param({"client_state": "reset"}, id="reset", marks=pytest.mark.long),
     ],
@@ -311,9 +312,8 @@ federated.train(settings)
 """
 
 
-@pytest.mark.parametrize(
-    ("where", "when"), [("save", 7), pytest.param("round", 8, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("where", "when"), [("save", 7), ("round", 8)])
 def test_a_killed_run_ends_with_the_same_weights(tiny, tmp_path, where, when):
     """SIGKILL in the middle of a checkpoint's files, or of a round; then the same command."""
     settings = dataclasses.replace(tiny, rounds=3, attack="fgsm", strategy="FedAdam")

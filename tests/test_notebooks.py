@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import soundfile
 
+from fedser_utils import workers
 from fedser_utils.config import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -71,6 +72,32 @@ def papermill(name, target, **parameters):
 
 
 @pytest.fixture(scope="module")
+def one_model(tmp_path_factory):
+    """Notebooks 01, 02 and 05 at the preset smoke; the folder of their copies and results."""
+    outputs = tmp_path_factory.mktemp("one_model")
+    common = {"preset": "smoke", "outputs": outputs}
+    for name, more in (
+        ("01_data", {}),
+        ("02_fl_advtrain", {"width": 0.03125}),
+        ("05_analysis", {}),
+    ):
+        done = papermill(name, outputs / f"{name}.ipynb", **common, **more)
+        assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
+    return outputs
+
+
+def test_a_model_is_trained_and_analysed(one_model):
+    folder = one_model / "smoke"
+    written = {f"fig{i}.{ending}" for i in (4, 5, 6) for ending in ("png", "pdf")}
+    written |= {f"{name}.{e}" for name in ("table2", "table3", "speakers") for e in ("csv", "tex")}
+    assert {path.name for path in folder.iterdir()} >= written | {"rejected.csv"}
+    assert len(pd.read_csv(folder / "table3.csv")) == 2 + 3 * 2
+    assert pd.read_csv(folder / "table2.csv")["sum"].iloc[-1] == 63
+    table_3_is_what_the_predictions_say(one_model)
+    every_copy_holds_pictures(one_model)
+
+
+@pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Notebooks 01 to 06 at the preset smoke, with a centralised training; the folder of their
     copies and results."""
@@ -89,6 +116,7 @@ def study(tmp_path_factory):
     return outputs
 
 
+@pytest.mark.long
 def test_the_whole_study_runs(study):
     made = {path.name for path in (study / "smoke").iterdir()}
     names = (*(f"fig{i}" for i in (2, 4, 5, 6)), "speakers", "draw", "tuning")
@@ -107,6 +135,7 @@ def test_the_whole_study_runs(study):
 
 @pytest.mark.runtimes
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("runtime", ["simulation", "deployment"])
 def test_training_elsewhere_looks_the_same(runtime, tmp_path):
     given = {"preset": "smoke", "outputs": tmp_path, "width": 0.03125, "attack": "fgsm"}
@@ -114,12 +143,13 @@ def test_training_elsewhere_looks_the_same(runtime, tmp_path):
     done = papermill("02_fl_advtrain", out, **given, runtime=runtime)
     assert done.returncode == 0, done.stderr[-3000:]
     shown = json.dumps(nbformat.read(out, 4).cells)
-    assert "round 2: 3 of 3 clients replied; " in shown
+    assert "round 2 of 2, finished: 3 of 3 clients replied; " in shown
     assert "missing: nobody" in shown
     (folder,) = tmp_path.glob("smoke-fgsm-*")
     assert len(pd.read_csv(folder / "rounds.csv")) == 2 * 4
 
 
+@pytest.mark.long
 def test_attacks_are_heard_and_checked_in_full(study):
     folder = study / "smoke"
     for name in ("uar_by_epsilon", "uar_by_steps", "transfer"):
@@ -143,7 +173,7 @@ def test_attacks_are_heard_and_checked_in_full(study):
     assert "approximate" in "".join(shown)
 
 
-def test_table_3_can_be_recomputed_from_the_predictions(study):
+def table_3_is_what_the_predictions_say(study):
     table = pd.read_csv(study / "smoke" / "table3.csv").set_index(["model", "attack", "condition"])
     paths = study.glob("smoke-*/predictions.parquet")
     rows = pd.concat(pd.read_parquet(path) for path in paths)
@@ -152,6 +182,14 @@ def test_table_3_can_be_recomputed_from_the_predictions(study):
         recalls = (own["y_true"] == own["y_pred"]).groupby(own["y_true"]).mean()
         assert table.loc[key, "uar"] == pytest.approx(100 * recalls.mean())
         assert table.loc[key, "n"] == len(own)
+    here = table[["processor", "precision"]].drop_duplicates().to_numpy().tolist()
+    assert here == [[workers.device_name("cpu"), "fp32"]]
+    return table
+
+
+@pytest.mark.long
+def test_table_3_and_gains_can_be_recomputed_from_the_predictions(study):
+    table = table_3_is_what_the_predictions_say(study)
     gains = pd.read_csv(study / "smoke" / "gains.csv")
     assert len(gains) == 3 + 3 * 2 + 3
     for row in gains.itertuples():
@@ -160,6 +198,7 @@ def test_table_3_can_be_recomputed_from_the_predictions(study):
         assert row.gain == pytest.approx(row.after - row.before)
 
 
+@pytest.mark.long
 def test_tables_over_draws_can_be_recomputed_from_the_runs_evidence(study):
     table = pd.read_csv(study / "smoke" / "randomisation.csv")
     rows = pd.read_parquet(next(study.glob("smoke-nature-*/randomisation.parquet")))
@@ -189,7 +228,12 @@ def test_tables_over_draws_can_be_recomputed_from_the_runs_evidence(study):
     assert set(checklist["result"]) <= {"pass", "fail"}
 
 
+@pytest.mark.long
 def test_headless_outputs_hold_pictures(study):
+    every_copy_holds_pictures(study)
+
+
+def every_copy_holds_pictures(study):
     for path in sorted(study.glob("0*.ipynb")):
         outputs = [o for c in code(nbformat.read(path, 4)) for o in c.outputs]
         pictures = [o for o in outputs if "image/png" in o.get("data", {})]
@@ -204,12 +248,21 @@ def test_headless_outputs_hold_pictures(study):
             {"atack": "pgd"},
             "parameter 'atack' is unknown; did you mean attack? all are listed by papermill --help",
         ),
-        ("01_data", {"rounds": 3}, "parameter 'rounds' is unknown; "),
-        ("03_attacks", {"epsilons": 0.1}, "epsilons 0.1 must be a list of numbers, such as"),
-        ("04_randomisation", {"draws": 0}, "draws 0 must be a whole number >= 1"),
-        ("06_adaptive", {"eot": 3}, "eot 3 must be a list of numbers, such as"),
-        ("05_analysis", {"preset": "paper"}, "study 'paper' has no complete run in"),
-        ("08_dashboard", {}, "parameter 'preset' is unknown; all are listed by papermill"),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in [
+                ("01_data", {"rounds": 3}, "parameter 'rounds' is unknown; "),
+                (
+                    "03_attacks",
+                    {"epsilons": 0.1},
+                    "epsilons 0.1 must be a list of numbers, such as",
+                ),
+                ("04_randomisation", {"draws": 0}, "draws 0 must be a whole number >= 1"),
+                ("06_adaptive", {"eot": 3}, "eot 3 must be a list of numbers, such as"),
+                ("05_analysis", {"preset": "paper"}, "study 'paper' has no complete run in"),
+                ("08_dashboard", {}, "parameter 'preset' is unknown; all are listed by papermill"),
+            ]
+        ),
     ],
 )
 def test_refusals(tmp_path, notebook, parameters, words):
@@ -247,6 +300,7 @@ def unlike(tmp_path_factory, speech_like):
     return outputs / "smoke-loud+quiet" / "heterogeneity"
 
 
+@pytest.mark.long
 def test_corpora_that_differ_are_compared(unlike):
     table = pd.read_csv(unlike / "remedies.csv").set_index("remedy")
     assert list(table.index) == [
@@ -265,6 +319,7 @@ def test_corpora_that_differ_are_compared(unlike):
     assert all((unlike / f"{name}.png").exists() for name in names)
 
 
+@pytest.mark.long
 def test_machine_sounds_have_classes_and_no_emotions(tmp_path):
     """01 and 02 on clips that are no speech, with another front end."""
     given = {"preset": "smoke", "outputs": tmp_path, "corpus": "machines"}

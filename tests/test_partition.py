@@ -35,7 +35,8 @@ def test_speaker_independent_holds_out_speakers():
     assert (parts == "test").sum() == 10
 
 
-def test_tensors_are_standardised_and_labelled(federation):
+def test_tensors_are_standardised_and_labelled(speakers4):
+    federation = speakers4
     x, y = federation.tensors(federation.table("train"))
     assert x.shape[1:] == (1, 373, 64)
     np.testing.assert_allclose(x.mean((0, 1, 2)).numpy(), 0, atol=1e-3)

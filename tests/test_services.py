@@ -19,7 +19,11 @@ from fedser_utils.config import InputError
 from fedser_utils.connection import Connection, FlowerError
 from fedser_utils.services import Services, free_port, gate_command, supernode_command
 
-runtimes = pytest.mark.runtimes
+
+def runtimes(test):
+    """A test with Flower's processes."""
+    return pytest.mark.runtimes(pytest.mark.long(test))
+
 
 APP = """
 [project]

@@ -39,6 +39,7 @@ def close(one, other):
         assert (value - other[name]).abs().max() <= 1e-5, name
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one_does(who, weights, pool):
     """Two rounds, the second adversarial and with kept optimisers; one of sampled clients; then
     all that was kept goes to new processes."""
@@ -65,6 +66,7 @@ def test_two_processes_train_as_one_does(who, weights, pool):
         both(made, [1, 2, 3], 4)
 
 
+@pytest.mark.long
 def test_a_process_that_fails_ends_the_round_and_is_named(who, weights, pool):
     settings = dataclasses.replace(who[0], engine="fast")
     weights = {name: v for name, v in weights.items() if name != "classifier.2.bias"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -276,13 +277,15 @@ def two(monkeypatch, fixed_speed):
     return partial(write_notebook, "2_use")
 
 
+@pytest.mark.long  # five notebooks through papermill
 def test_a_failure_stops_and_the_next_call_goes_on(settings, two, capsys):
     two("raise SystemExit('model of ' + preset + ' is missing; run 02 first')")
     assert command(settings) == 1
     said = capsys.readouterr()
     assert said.err == "model of smoke is missing; run 02 first\n"
-    assert "1_make ...\n  took 0:00:" in said.out
-    assert "; left to do: about 0:00:" in said.out
+    assert re.search(
+        r"1_make \.\.\.\n  took \d+:\d\d:\d\d; left to do: about \d+:\d\d:\d\d", said.out
+    )
     assert (settings.folder.parent / "made").read_text() == "smoke"
 
     two("1 / 0")
@@ -290,7 +293,7 @@ def test_a_failure_stops_and_the_next_call_goes_on(settings, two, capsys):
     said = capsys.readouterr()
     assert "ZeroDivisionError: division by zero" in said.err
     assert said.err.count("\n") <= study.LOG_END
-    assert "1_make                      done in 0:00:0" in said.out
+    assert re.search(r"1_make +done in \d+:\d\d:\d\d", said.out)
 
     two("print(corpus)")
     assert command(settings) == 0
@@ -303,8 +306,7 @@ def test_a_failure_stops_and_the_next_call_goes_on(settings, two, capsys):
 
 def test_ctrl_c_ends_in_one_line(settings, monkeypatch, fixed_speed, capsys):
     def interrupt(*_, **__):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
+        signal.raise_signal(signal.SIGINT)  # in this thread, now
 
     monkeypatch.setattr(study, "execute", interrupt)
     assert command(settings) == 130
@@ -312,7 +314,7 @@ def test_ctrl_c_ends_in_one_line(settings, monkeypatch, fixed_speed, capsys):
 
 
 def test_trainings_side_by_side_share_the_cores(settings, monkeypatch, capsys):
-    together, order = threading.Barrier(2, timeout=10), []
+    together, order = threading.Barrier(2), []
 
     def execute(step, settings, *, threads: int | None):
         if threads:
@@ -328,7 +330,7 @@ def test_trainings_side_by_side_share_the_cores(settings, monkeypatch, capsys):
     assert order[0] == ("01_data", None)
     assert {threads[name] for name in NAMES[1:5]} == {share}
     assert [name for name, _ in order[5:]] == ["03_attacks", "04_randomisation", "05_analysis"]
-    assert "02_fl_advtrain_pgd took 0:00:00" in capsys.readouterr().out
+    assert re.search(r"02_fl_advtrain_pgd took \d+:\d\d:\d\d", capsys.readouterr().out)
 
 
 def test_a_failure_beside_others_stops_what_comes_after(settings, monkeypatch, capsys):

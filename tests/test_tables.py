@@ -167,11 +167,11 @@ def test_figures_show_what_the_rows_say(predictions, tmp_path):
     assert len(fig6.axes) == 1  # PGD, the one adversarially trained model
     texts = [t.get_text() for t in fig6.axes[0].texts]
     assert sum(int(t.split("(")[1][:-1]) for t in texts) == 10
-    made = runs.Run(tmp_path / "demo-pgd-s0", {"commit": "abc+"})
+    made = runs.Run(tmp_path / "demo-pgd-s0", {"commit": "abc+", "device": "A CPU", "bf16": False})
     for name, figure in (("fig4", fig4), ("fig5", fig5), ("fig6", fig6)):
         figures.save(figure, tmp_path, name, origin=runs.origin([made]))
     pdf = (tmp_path / "fig4.pdf").read_bytes()
-    assert b"runs demo-pgd-s0; made with abc+; drawn with " in pdf
+    assert b"runs demo-pgd-s0; made with abc+ on A CPU, fp32; drawn with " in pdf
     assert b"/Type3" not in pdf  # journals refuse such fonts
     assert len(list(tmp_path.iterdir())) == 6
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,9 @@ def _configure_art() -> tempfile.TemporaryDirectory | None:
     of several processes that import it on an empty home some die (ART 1.20). Here the module is
     executed on an empty home of its own, before anything imports the rest of ART.
     """
-    spec = importlib.util.find_spec("art")
+    spec = None
+    with suppress(ImportError):
+        spec = importlib.util.find_spec("art")
     if spec is None or "art.config" in sys.modules:
         return None
     try:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 DECODE = """async audio => {
     const bytes = await (await fetch(audio.src)).arrayBuffer();
     return (await new AudioContext().decodeAudioData(bytes)).duration;
