@@ -18,7 +18,7 @@ EPSILON, STEP, STEPS, OVERSHOOT = 0.05, 0.01, 5, 0.02
 
 @pytest.fixture(scope="module")
 def clips(trained):
-    return trained[1][:44], trained[2][:44]
+    return trained[1][:24], trained[2][:24]
 
 
 def classifier(model, **options):
@@ -55,7 +55,7 @@ def test_fgsm(labels, trained, clips):
 @pytest.mark.parametrize(
     ("norm", "epsilon", "step"), [("linf", EPSILON, STEP), ("l2", 2.0, 0.6)], ids=["linf", "l2"]
 )
-@pytest.mark.parametrize("batch", [7, 44])
+@pytest.mark.parametrize("batch", [7, 24])
 def test_pgd(norm, epsilon, step, batch, trained, clips):
     model, (x, y) = trained[0], clips
     theirs = arts(
@@ -72,7 +72,7 @@ def test_pgd(norm, epsilon, step, batch, trained, clips):
 
 
 def test_deepfool(trained, clips):
-    model, (x, y) = trained[0], (part[:32] for part in clips)
+    model, (x, y) = trained[0], (part[:16] for part in clips)
     theirs = arts(
         "DeepFool", model, x, max_iter=STEPS, epsilon=OVERSHOOT, nb_grads=7, batch_size=16
     )

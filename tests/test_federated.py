@@ -240,7 +240,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(nature, tiny, tmp_p
     "change",
     [
         pytest.param({"attack": "pgd"}, id="pgd"),
-        pytest.param({"attack": "pgd", "precision": "bf16"}, id="bf16"),
+        pytest.param({"attack": "pgd", "precision": "bf16"}, id="bf16", marks=pytest.mark.long),
         pytest.param({"strategy": "FedAdam"}, id="FedAdam", marks=pytest.mark.long),
         pytest.param({"client_state": "reset"}, id="reset", marks=pytest.mark.long),
     ],

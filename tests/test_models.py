@@ -87,12 +87,23 @@ def test_gradients_in_bf16_attack_as_well(name, device, trained):
 
 
 def test_decisions_stay_in_fp32_and_gradients_point_the_same_way(trained):
+    """In bf16 the gradient turns away from the exact one by little more than the exact gradient of
+    weights and clips rounded to bf16 does: rounding what is computed in between, too, at most
+    doubles the angle (seen: 0.99 to 1.15 times, with AVX2 and with AMX)."""
     model, x, y = trained[0], trained[1][:8], trained[2][:8]
     exact, quick = models.folded(model), models.Quick(model)
     assert torch.equal(exact(x), quick(x))
-    slopes = [attacks.target.gradient(aim, x, y, loss="ce", eot=1) for aim in (exact, quick)]
-    alike = torch.cosine_similarity(*(slope.flatten(1) for slope in slopes))
-    assert alike.min() > 0.95
+
+    def slopes(aim, x):
+        return attacks.target.gradient(aim, x, y, loss="ce", eot=1).flatten(1).double()
+
+    def angle(one, other):
+        return torch.cosine_similarity(one, other).clamp(max=1).acos()
+
+    rounded = models.folded(model).bfloat16().float()
+    least = angle(slopes(exact, x), slopes(rounded, x.bfloat16().float()))
+    assert (angle(slopes(exact, x), slopes(quick, x)) <= 2 * least).all()
+    assert least.max() < 0.5  # radians
 
 
 def test_a_quick_copy_of_another_model(trained):
