@@ -42,9 +42,13 @@ gc.freeze()  # what is imported stays: statsmodels collects garbage at every cor
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take longest first, so that workers side by side end together."""
+    """The files that take longest first, so that workers side by side end together; and, where
+    single tests are dealt to workers, those of one long fixture to one of them."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    for item in items:
+        for fixture in {"study", "unlike"} & {*item.fixturenames}:
+            item.add_marker(pytest.mark.xdist_group(fixture))
 
 
 @pytest.fixture(autouse=True)

@@ -69,6 +69,7 @@ def test_make_help_lists_the_commands():
         "install",
         "demo",
         "test",
+        "test-all",
         "test-browser",
         "lab",
         "dashboard",
