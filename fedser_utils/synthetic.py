@@ -54,15 +54,15 @@ NEUTRAL = Expression(0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1.0)
 EXPRESSIONS = {  # in pairs that are each other's mirror in time; joy has none
     "rab": Expression(E, E, E, E, L, E, E, L, L, L, 1.25),
     "pau": Expression(L, L, L, L, E, L, L, E, E, E, 1.25),
-    "dis": Expression(E, E, L, L, E, L, E, L, E, L, 0.8),
-    "col": Expression(L, L, E, E, L, E, L, E, L, E, 0.8),
-    "sor": Expression(E, L, E, E, E, E, L, E, L, E, 0.8),
-    "tri": Expression(L, E, L, L, L, L, E, L, E, L, 0.8),
+    "dis": Expression(E, E, L, E, L, L, E, L, E, L, 0.8),
+    "col": Expression(L, L, E, L, E, E, L, E, L, E, 0.8),
+    "sor": Expression(E, L, E, E, L, E, L, E, L, E, 0.8),
+    "tri": Expression(L, E, L, L, E, L, E, L, E, L, 0.8),
     "gio": Expression(E, L, L, E, L, L, L, L, E, L, 1.25),
 }
-STRENGTH = (0.75, 1.1)  # how strongly a clip expresses its emotion: uniform in this range
-RESTRAINED = 0.08, (0.0, 0.5)  # the share of clips that hold back, and their strength
-WOBBLE = 0.12  # deviation of a clip's peaks; of its tempo, relative
+STRENGTH = (0.85, 1.15)  # how strongly a clip expresses its emotion: uniform in this range
+RESTRAINED = 0.06, (0.0, 0.5)  # the share of clips that hold back, and their strength
+WOBBLE = 0.1  # deviation of a clip's peaks; of its tempo, relative
 
 VOWELS = np.array(  # formants in Hz of a male vocal tract: a, e, i, o, u
     [
