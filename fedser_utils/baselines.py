@@ -4,8 +4,9 @@ Whatever a network learns should be judged against them. ``mean level`` and ``li
 see a clip's log-Mel image only through its mean, or through each band's mean and standard
 deviation over time: they do not change when the frames are shuffled. ``linear on eGeMAPS`` is the
 field's yardstick: a linear support vector machine on the 88 functionals of the extended Geneva
-Minimalistic Acoustic Parameter Set (Eyben et al., 2016), which openSMILE computes; it needs the
-optional package opensmile. All weigh the classes equally, as the UAR does.
+Minimalistic Acoustic Parameter Set (Eyben et al., 2016), slopes of pitch and loudness among them,
+which openSMILE computes; it needs the optional package opensmile, whose licence forbids what is
+commercial. All weigh the classes equally, as the UAR does. Takes arrays only, loads no torch.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def _logistic(y: np.ndarray) -> ClassifierMixin:
 
 
 def _svm(y: np.ndarray) -> ClassifierMixin:
-    """A linear SVM whose C is chosen on the training clips, as each of its labels allows."""
+    """A linear SVM whose C is chosen by cross-validation on the training clips, where every class
+    has two of them or more."""
     folds = min(5, np.unique(y, return_counts=True)[1].min())
     machine = LinearSVC(class_weight="balanced", random_state=0, max_iter=20_000)
     if folds < 2:
