@@ -144,7 +144,7 @@ def trained(speakers4, common):
     def train(path):
         weights = {name: value.clone() for name, value in models.state_arrays(model).items()}
         update = training.client_update(
-            model, weights, x, y, generator=generator(0, "trained"), epochs=10, batch_size=8,
+            model, weights, x, y, generator=generator(0, "trained"), epochs=20, batch_size=8,
             learning_rate=1e-3,
         )  # fmt: skip
         save_file({name: v.contiguous() for name, v in update.weights.items()}, path)

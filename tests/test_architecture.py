@@ -24,7 +24,7 @@ LAYERS = (
     ("attacks", "randomisation"),
     ("training",),
     ("engine", "metrics"),
-    ("evaluation",),
+    ("baselines", "evaluation"),
     ("clients",),
     ("answers",),
     ("grids", "strategies", "trainers"),
@@ -96,8 +96,8 @@ def test_the_list_of_attacks_modules_is_whole():
 
 
 def test_analysis_never_imports_torch():
-    code = "import sys; from fedser_utils import comparisons, config, contrasts, effects, "
-    code += "figures, lessons, obstacles, remedies, runs, skew, tables; "
+    code = "import sys; from fedser_utils import baselines, comparisons, config, contrasts, "
+    code += "effects, figures, lessons, obstacles, remedies, runs, skew, tables; "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

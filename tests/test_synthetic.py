@@ -1,10 +1,28 @@
 import hashlib
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from scipy.stats import skew
 
-from fedser_utils import readers, synthetic
+from fedser_utils import baselines, features, partition, readers, synthetic
 from fedser_utils.config import InputError
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The demo's clips: a table (clip, speaker, code) and their sounds."""
+    names = synthetic.names(speakers=8, clips=280)
+    parts = [name.split("_") for name in names]
+    table = pd.DataFrame({"clip": names, "speaker": [part[2] for part in parts]})
+    return table.assign(code=[part[3][:3] for part in parts]), [*map(synthetic.synthesise, names)]
+
+
+def spread(values, table):
+    """From the smallest to the largest mean over the clips of an emotion."""
+    means = pd.Series(values).groupby(table["code"]).mean()
+    return means.max() - means.min()
 
 
 def test_full_size_has_demos_proportions():
@@ -34,8 +52,56 @@ def test_same_seed_same_bytes(tmp_path):
     assert digest(one) == digest(two) != digest(other)
 
 
-def test_clips_are_speech_like():
-    clips = [synthetic.synthesise(name) for name in synthetic.names(speakers=4, clips=84)]
+def test_a_linear_model_of_means_and_deviations_learns_little(demo):
+    table, clips = demo
+    log_mel = features.LogMel()
+    sounds = [torch.from_numpy(clip)[None] for clip in clips]
+    log_mels = torch.cat([log_mel(sound)[:, 0] for sound in sounds]).numpy()
+    rows = [
+        baselines.table(table["code"], table["speaker"], train, log_mels=log_mels)
+        for seed in range(3)
+        for train in [partition.split(table, how="speaker_dependent", seed=seed) == "train"]
+    ]
+    uar = pd.concat(rows).groupby("baseline")["uar"].mean()
+    assert uar["linear on bands"] <= 45
+    assert uar["mean level"] < 25  # chance is 14.3
+
+
+def test_emotions_are_equally_loud_and_long(demo):
+    table, clips = demo
+    assert spread([20 * np.log10(clip.std()) for clip in clips], table) < 3
+    assert spread([len(clip) / 16_000 for clip in clips], table) < 0.5
+
+
+def test_anger_strikes_and_fear_swells(demo):
+    """In time, they are each other's mirror: loudness rises faster than it falls, or slower."""
+    table, clips = demo
+    edges = []
+    for clip in clips:
+        frames = clip[: len(clip) // 256 * 256].reshape(-1, 256)
+        edges.append(skew(np.diff(np.log(frames.std(axis=1) + 1e-4))))
+    found = pd.Series(edges).groupby(table["code"]).median()
+    assert found["rab"] > 0.5
+    assert found["pau"] < -0.5
+
+
+def test_a_movement_takes_the_same_values_wherever_its_peak_is():
+    t = (np.arange(1000) + 0.5) / 1000
+    for place in (0.05, 0.3, 0.5, 0.9):
+        assert np.sort(synthetic._peak(t, place)) == pytest.approx(t, abs=2e-3)
+    assert synthetic._peak(t, 0.1) == pytest.approx(synthetic._peak(t, 0.9)[::-1])
+
+
+def test_mirrored_emotions_are_mirrored():
+    for one, other in (("rab", "pau"), ("dis", "col"), ("sor", "tri")):
+        *first, rate = vars(synthetic.EXPRESSIONS[one]).values()
+        *second, also = vars(synthetic.EXPRESSIONS[other]).values()
+        assert np.add(first, second) == pytest.approx(1)
+        assert rate == also
+
+
+def test_clips_are_speech_like(demo):
+    _, clips = demo
     seconds = np.array([len(clip) for clip in clips]) / 16_000
     assert 1.5 < seconds.mean() < 3.5
     assert seconds.max() < 8
