@@ -19,6 +19,7 @@ from fedser_utils.tables import KEY, MODELS, in_order, last_round
 Groups = dict[tuple[str, str, str], pd.DataFrame]  # (model, attack, condition) -> its rows
 _MEASURES = ["n", "seeds", "before", "after", "gain", "ci_low", "ci_high"]
 _TESTS = ["p_z", "p_mcnemar"]
+_SWINGS = ["federated_low", "federated_high", "central_low", "central_high"]
 
 
 def pairs(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
@@ -74,7 +75,8 @@ def tested(paired: pd.DataFrame) -> dict[str, float]:
 
 
 def gains(predictions: pd.DataFrame) -> pd.DataFrame:
-    """What each defence gains under each attack, after the last round.
+    """What each defence gains under each attack, after the last round, and what adversarial
+    training costs on original clips (attack none).
 
     Adversarial training is compared with the model without it under the same attack (each on the
     clips attacked with its own help), randomisation with the same model without it. Columns:
@@ -85,7 +87,7 @@ def gains(predictions: pd.DataFrame) -> pd.DataFrame:
     for (model, attack, condition), after in groups.items():
         if condition == "randomised_adversarial":
             defence, base = "randomisation", (model, attack, "adversarial")
-        elif condition == "adversarial" and untrained(model) != model:
+        elif condition in ("original", "adversarial") and untrained(model) != model:
             defence, base = "adversarial training", (untrained(model), attack, condition)
         else:
             continue
@@ -113,9 +115,12 @@ def centralised(predictions: pd.DataFrame) -> pd.DataFrame:
     randomised clips. Second form: a federated model on adversarial clips, and natural training on
     pooled clips on the original ones. Columns: model, attack, condition (of the federated side),
     central_model, central_condition, n, seeds, v_federated, v_central, difference, ci_low,
-    ci_high (of the difference), delta (the smallest that the whole interval allows).
+    ci_high (of the difference), delta (the smallest that the whole interval allows), and the
+    lowest and highest UAR of both over the second half of the rounds (federated_low ...
+    central_high; of several seeds the mean): nothing averages a centralised model's weights, and
+    its last round may be a bad one.
     """
-    groups, rows = _groups(predictions), []
+    groups, rows, swings = _groups(predictions), [], _swings(predictions)
     for key, federated in groups.items():
         model, _, condition = key
         pooled = "centralised" if model == "nature" else f"centralised-{model}"
@@ -127,11 +132,19 @@ def centralised(predictions: pd.DataFrame) -> pd.DataFrame:
         paired = pairs(groups[central], federated)
         if len(paired):
             sides = {"central_model": central[0], "central_condition": central[2]}
-            rows.append(dict(zip(KEY, key)) | sides | measured(paired))
+            swing = dict(zip(_SWINGS, (*swings.loc[key], *swings.loc[central])))
+            rows.append(dict(zip(KEY, key)) | sides | measured(paired) | swing)
     names = {"before": "v_central", "after": "v_federated", "gain": "difference"}
-    columns = [*KEY, "central_model", "central_condition", *_MEASURES]
+    columns = [*KEY, "central_model", "central_condition", *_MEASURES, *_SWINGS]
     table = pd.DataFrame(rows, columns=columns).rename(columns=names)
     return table.assign(delta=table[["ci_low", "ci_high"]].abs().max(axis=1))
+
+
+def _swings(predictions: pd.DataFrame) -> pd.DataFrame:
+    """min and max of the UAR over the rounds of the second half, by model, attack, condition."""
+    late = predictions[2 * predictions["round"] > predictions["round"].max()]
+    found = metrics.uar_by(late, [*KEY, "round", "seed"])
+    return found.groupby([*KEY, "round"])["uar"].mean().groupby(KEY).agg(["min", "max"])
 
 
 def by_speaker(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -63,7 +63,8 @@ table3.round(2)
 # %% [markdown]
 # ## What the defences gain
 #
-# Before and after are compared on the same clips. The interval of the gain draws whole speakers
+# Before and after are compared on the same clips; on original clips (`attack` none) the gain is
+# adversarial training's price, whatever its sign. The interval of the gain draws whole speakers
 # (or machines); `p_z` is the paper's one-tailed z-test, which takes UAR as a share of independent
 # clips; `p_mcnemar` is McNemar's exact test, two-sided, of the right and wrong decisions, clips
 # again taken as independent. Both are also corrected over this table by Holm. The p of several
@@ -82,10 +83,16 @@ gains.round(4)
 # %% [markdown]
 # ## What federation costs
 #
-# The paper wants |V_federated - V_central| < delta: the same model and steps on pooled clips
-# (`02` with `clients` pooled). Its second form sets the federated model on adversarial clips
+# The paper wants |V_federated - V_central| < delta: the same model on pooled clips, each seen as
+# often (`02` with `clients` pooled). Its second form sets the federated model on adversarial clips
 # against the central one on the original ones. `delta` is the smallest that the whole 95 %
 # interval of the difference allows.
+#
+# Both take about as many gradient steps in a round, but the pooled ones follow one after the other,
+# while those of the clients are averaged: the centralised model's weights jump about where the
+# federated one's do not. So a centralised model that seems worse may only have had a bad last round:
+# compare `central_low` and `central_high`, its range over the second half of the rounds, before the
+# difference is read as the price, or the gain, of federation.
 
 # %%
 central = comparisons.centralised(predictions)
