@@ -90,7 +90,7 @@ gains.round(4)
 #
 # Both take about as many gradient steps in a round, but the pooled ones follow one after the other,
 # while those of the clients are averaged: the centralised model's weights jump about where the
-# federated one's do not. So a centralised model that seems worse may only have had a bad last round:
+# federated one's do not. So a centralised model that seems worse may have had a bad last round:
 # compare `central_low` and `central_high`, its range over the second half of the rounds, before the
 # difference is read as the price, or the gain, of federation.
 
