@@ -60,9 +60,12 @@ def _surroundings(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in a notebook's kernel
 
 
-@pytest.mark.parametrize("attack", ["none", "fgsm", "pgd", "deepfool"])
-def test_three_runtimes_agree(settings, up, attack):
-    settings, last = dataclasses.replace(settings, attack=attack), 3
+@pytest.mark.parametrize(
+    ("attack", "last"), [("none", 2), ("fgsm", 2), ("pgd", 3), ("deepfool", 2)]
+)
+def test_three_runtimes_agree(settings, up, attack, last):
+    """The first round is natural, the second trains on attacked clips, with kept optimisers."""
+    settings = dataclasses.replace(settings, attack=attack, rounds=last, eval_every=last)
     here = cohort(settings)
     seen = []
     simulated = runtimes.train(
@@ -87,21 +90,26 @@ def test_three_runtimes_agree(settings, up, attack):
 
 
 def test_uar_agrees_beyond_these_conditions(settings, tmp_path):
-    """Two threads and one mean against one thread and all replies on Ray: other rounding, the same
-    recognition."""
-    uar = {"cohort": [], "simulation": []}
-    for seed in range(3):
-        for runtime, scores in uar.items():
-            own = dataclasses.replace(
-                settings, seed=seed, runtime=runtime, speakers=4, clips=400, width=1 / 16,
-                rounds=8, local_epochs=2, eval_every=8, outputs=str(tmp_path),
-            )  # fmt: skip
-            rows = runtimes.train(own).table("predictions")
-            plain = rows[rows["condition"] == "original"]
-            scores.append(metrics.uar(plain["y_true"], plain["y_pred"]))
-    print(uar)
-    assert np.mean(uar["cohort"]) > 50
-    assert np.mean(uar["cohort"]) == pytest.approx(np.mean(uar["simulation"]), abs=1)
+    """One mean in this process against all replies on Ray, ten rounds: other rounding, the same
+    recognition: of the clips with another fate about as many are won as lost, and they are few
+    (n = 56)."""
+    found = {}
+    for runtime in ("cohort", "simulation"):
+        own = dataclasses.replace(
+            settings, runtime=runtime, speakers=4, clips=280, width=1 / 16, seconds=2.0,
+            rounds=10, local_epochs=3, eval_every=10, outputs=str(tmp_path / runtime),
+        )  # fmt: skip
+        rows = runtimes.train(own).table("predictions")
+        found[runtime] = rows[rows["condition"] == "original"].set_index("clip").sort_index()
+    here, there = found.values()
+    uar = [metrics.uar(rows["y_true"], rows["y_pred"]) for rows in (here, there)]
+    right = [(rows["y_pred"] == rows["y_true"]).to_numpy().astype(int) for rows in (here, there)]
+    change = right[1] - right[0]
+    fates = np.abs(change).sum()
+    print(uar, fates)
+    assert min(uar) > 50
+    assert abs(change.sum()) <= max(1, 2 * fates**0.5)
+    assert fates <= 0.3 * len(here)
 
 
 def in_background(settings):

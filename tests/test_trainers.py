@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,10 +27,15 @@ def pool():
         yield made
 
 
-@pytest.mark.parametrize("attack", ["none", "fgsm", "pgd", "deepfool"])
-def test_both_engines_train_the_same(tiny, federation, pool, attack):
-    """Two rounds on, from the same weights, with the optimisers of the first."""
-    settings = dataclasses.replace(tiny, attack=attack)
+@pytest.mark.parametrize(
+    ("attack", "precision"),
+    [*((attack, "fp32") for attack in ("none", "fgsm", "pgd", "deepfool")), ("none", "bf16")],
+)
+def test_both_engines_train_the_same(tiny, federation, pool, attack, precision):
+    """Two rounds on, from the same weights, with the optimisers of the first. (In bf16 a clip that
+    is attacked in a batch of another size comes out otherwise, which is no matter of the
+    training.)"""
+    settings = dataclasses.replace(tiny, attack=attack, precision=precision)
     ends = {}
     for engine in ("plain", "fast"):
         made = trainer(dataclasses.replace(settings, engine=engine), federation, pool)
@@ -45,29 +51,17 @@ def test_both_engines_train_the_same(tiny, federation, pool, attack):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "precision",
-    [
-        "fp32",
-        pytest.param(
-            "bf16",
-            marks=pytest.mark.skipif(
-                not torch.cuda.is_available(), reason="no GPU is at hand, and a CPU takes too long"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_fast_engine_recognises_as_well(tiny, tmp_path, precision):
-    """Whole runs drift apart by rounding, not in what they reach: the same UAR within a point, or
-    within the two standard deviations that as many clips with another fate would make."""
+    """Whole runs drift apart by rounding, not in what they reach: of the clips with another fate
+    about as many are won as lost (two standard deviations of as many coins), and they are few."""
     settings = dataclasses.replace(
-        tiny, attack="pgd", rounds=6, local_epochs=2, eval_every=6, width=1 / 16,
-        speakers=4, clips=200,
+        tiny, attack="pgd", rounds=10, local_epochs=3, eval_every=10, width=1 / 16, seconds=2.0,
+        speakers=4, clips=200, precision=precision,
     )  # fmt: skip
     rows = {}
     for engine in ("plain", "fast"):
-        plain = {} if engine == "plain" else {"precision": precision}  # beside plain fp32
-        own = dataclasses.replace(settings, engine=engine, outputs=str(tmp_path / engine), **plain)
+        own = dataclasses.replace(settings, engine=engine, outputs=str(tmp_path / engine))
         found = federated.train(own).table("predictions")
         rows[engine] = found.assign(right=found["y_pred"] == found["y_true"])
     uar = [metrics.scores(found).set_index("condition")["uar"] for found in rows.values()]
@@ -75,9 +69,10 @@ def test_the_fast_engine_recognises_as_well(tiny, tmp_path, precision):
     assert uar[0]["original"] > 50
     for condition, plain in rows["plain"].groupby("condition"):
         other = rows["fast"][rows["fast"]["condition"] == condition]
-        fates = (plain["right"].to_numpy() != other["right"].to_numpy()).sum()
-        assert abs(uar[0][condition] - uar[1][condition]) <= max(1, 200 * fates**0.5 / len(plain))
-        assert fates <= 0.15 * len(plain)
+        change = other["right"].to_numpy().astype(int) - plain["right"].to_numpy()
+        fates = np.abs(change).sum()
+        assert abs(change.sum()) <= max(1, 2 * fates**0.5)
+        assert fates <= 0.3 * len(plain)
 
 
 def test_the_engine_is_no_part_of_a_runs_name(tiny):
