@@ -26,6 +26,7 @@ from fedser_utils.corpora import Corpus, load_corpora, load_corpus, thinned
 from fedser_utils.frontends import SPEECH, FrontEnd
 from fedser_utils.partitioners import dealt
 from fedser_utils.readers import COLUMNS, MANIFEST
+from fedser_utils.runs import DEPLOYED, Run
 from fedser_utils.seeding import rng
 
 TEST_SHARE = 0.2
@@ -266,6 +267,18 @@ def share_out(corpus: Corpus, folder: Path) -> list[Path]:
 def load_federation(settings: Settings) -> Federation:
     """The federation these settings describe, read, split and extracted once per process."""
     return federate(corpus_of(settings), settings)
+
+
+def federation_of(run: Run) -> Federation:
+    """The federation a run was trained on. Raises InputError where its corpus is another one now:
+    files have changed, or the embedded corpus has with this version of the package."""
+    data, made = load_federation(run.settings), run.config["fingerprint"]
+    if made not in (data.corpus.fingerprint, DEPLOYED):
+        raise InputError(
+            f"run {run.id} was trained on a corpus with fingerprint {made}; "
+            f"{run.settings.corpus!r} has {data.corpus.fingerprint} now: train anew with 02"
+        )
+    return data
 
 
 def corpus_of(settings: Settings) -> Corpus:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedser_utils import attacks, clients, models
-from fedser_utils.partition import Federation, load_federation
+from fedser_utils.partition import Federation, federation_of
 from fedser_utils.randomisation import Draw, Randomise
 from fedser_utils.runs import Run
 from fedser_utils.seeding import generator
@@ -59,7 +59,7 @@ class Stage:
 
     @cached_property
     def data(self) -> Federation:
-        return load_federation(self.run.settings)
+        return federation_of(self.run)
 
     @cached_property
     def model(self) -> models.VGG15:

@@ -39,13 +39,13 @@ from IPython.display import display
 
 from fedser_utils import attacks, clients, evaluation, figures, metrics, models, perturbation
 from fedser_utils import runs as stored
-from fedser_utils.partition import load_federation
+from fedser_utils.partition import federation_of
 from fedser_utils.seeding import generator
 from fedser_utils.widgets import players
 
 with config.refusals():
     run = stored.find_run(settings)
-    data, device = load_federation(run.settings), clients.device_of(settings)
+    data, device = federation_of(run), clients.device_of(settings)
     model = models.load(run).to(device)
 test, bf16 = data.table("test"), clients.uses_bf16(run.settings, device)
 (x, y), aim = data.tensors(test, device=device), models.attackable(model, bf16=bf16)

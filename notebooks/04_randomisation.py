@@ -35,14 +35,14 @@ import pandas as pd
 
 from fedser_utils import clients, defence, evaluation, figures, metrics, models
 from fedser_utils import runs as stored
-from fedser_utils.partition import load_federation
+from fedser_utils.partition import federation_of
 from fedser_utils.randomisation import RESIZE_MODES, Randomise
 from fedser_utils.seeding import generator
 from fedser_utils.workers import worker_pool
 
 with config.refusals():
     run = stored.find_run(settings)
-    data, device = load_federation(run.settings), clients.device_of(settings)
+    data, device = federation_of(run), clients.device_of(settings)
     model = models.load(run).to(device)
 made, test, bf16 = run.settings, data.table("test"), clients.uses_bf16(run.settings, device)
 plain, aim = models.folded(model), models.attackable(model, bf16=bf16)

@@ -63,14 +63,14 @@ from fedser_utils import (
 from fedser_utils import runs as stored
 from fedser_utils.checklist import checklist
 from fedser_utils.metrics import certified_uar, uar_by
-from fedser_utils.partition import load_federation
+from fedser_utils.partition import federation_of
 from fedser_utils.verdict import verdict
 from fedser_utils.workers import worker_pool
 
 with config.refusals():
     checked, study = stored.find_run(settings), stored.study_runs(settings)
     models.load(checked)  # or say now that there is no one model
-    data, device = load_federation(checked.settings), clients.device_of(settings)
+    data, device = federation_of(checked), clients.device_of(settings)
 judged = [run for run in study if run.settings.seed == settings.seed]
 judged = [run for run in judged if run.settings.clients == "speakers"]
 test = trial.some_of(data.table("test"), own.clips, seed=settings.seed)

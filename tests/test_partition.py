@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fedser_utils import corpora, partition, readers
+from fedser_utils import corpora, partition, readers, runs
 from fedser_utils.config import InputError
 
 
@@ -132,3 +132,14 @@ def test_other_partitions_deal_the_same_clips_out(tiny, federation):
     assert sum(len(data.table("train", client)) for client in data.clients) == len(
         federation.table("train")
     )
+
+
+def test_a_run_on_another_corpus_than_there_is_now_is_refused(tiny, tmp_path):
+    """As after a change of the embedded corpus's synthesiser, under the same file names."""
+    settings = dataclasses.replace(tiny, outputs=str(tmp_path))
+    former = runs.open_run(settings, "0ld", device="cpu")
+    with pytest.raises(InputError, match="was trained on a corpus with fingerprint 0ld; 'synth"):
+        partition.federation_of(former)
+    fingerprint = partition.load_federation(settings).corpus.fingerprint
+    now = runs.open_run(settings, fingerprint, device="cpu")
+    assert partition.federation_of(now).corpus.fingerprint == fingerprint
