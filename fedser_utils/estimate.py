@@ -81,9 +81,10 @@ def training_seconds(state: State, settings: Settings, clips: int, speed: Speed)
     if attack != "none":
         total += len([n for n in left if n > 1]) * (clips - test) / 2 * speed.attacks[attack]
     tried = [attack] if attack != "none" else list(speed.attacks)
-    evaluations = len([n for n in left if n % settings.eval_every == 0 or n == last])
-    each = sum(speed.attacks[name] for name in tried) + 2 * (1 + len(tried)) * speed.forward
-    return total + evaluations * test * each
+    evaluated = [n for n in left if n % settings.eval_every == 0 or n == last]
+    attacked = [n for n in evaluated if n % (settings.attack_every or 1) == 0 or n == last]
+    each = sum(speed.attacks[name] for name in tried) + 2 * len(tried) * speed.forward
+    return total + test * (2 * len(evaluated) * speed.forward + len(attacked) * each)
 
 
 def measure(settings: Settings) -> Speed:

@@ -218,6 +218,8 @@ def test_the_estimate_by_hand(settings):
     assert seconds("pgd") == 10 * 80 * 3 * 2 + 9 * 40 * 10 + 3 * 20 * (10 + 4 * 0.5)
     assert seconds("pgd", first=8) == 2 * 80 * 3 * 2 + 2 * 40 * 10 + 20 * (10 + 4 * 0.5)
     assert seconds("pgd", first=10) == 0
+    plain = 10 * 80 * 3 * 2 + 10 * 20 * 2 * 0.5  # every evaluation; the attacks in two of them
+    assert seconds("none", eval_every=1, attack_every=6) == plain + 2 * (tested - 20 * 2 * 0.5)
     assert seconds("none", rounds=20, eval_every=1) == 2 * seconds("none", eval_every=1)
 
 
