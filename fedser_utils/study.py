@@ -64,7 +64,8 @@ def run(
         if training and jobs > 1:
             share = max(1, len(os.sched_getaffinity(0)) // jobs)
             with ThreadPoolExecutor(jobs) as pool:  # each waits for a process
-                list(pool.map(partial(timed, threads=share), group))
+                # what takes longest stands last: begun first, it does not end alone
+                list(pool.map(partial(timed, threads=share), reversed([*group])))
         else:
             for step in group:
                 timed(step)
