@@ -60,7 +60,8 @@ def main() -> None:
 
 def measure(run: runs.Run, device: str, given: argparse.Namespace) -> None:
     """Attack a run's model in every way, and write the result."""
-    data = partition.federation_of(run)
+    with config.refusals():
+        data = partition.federation_of(run)
     chosen = trial.some_of(data.table("test"), given.clips, seed=0)
     rows, figures = [], []
     with workers.worker_pool(device) as pool:

@@ -115,6 +115,8 @@ def newest() -> list[dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted(RESULTS.glob("*.json"), key=lambda path: path.stem[-10:]):
         result = json.loads(path.read_text())
+        if result.get("quick"):
+            continue
         found[result["name"], path.stem[:-11]] = result
     return [found[key] for key in sorted(found)]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from fedser_utils.metrics import mcnemar, uar, uar_by, uar_over_draws, z_test
+from fedser_utils.metrics import combined, mcnemar, uar, uar_by, uar_over_draws, z_test
 from fedser_utils.tables import words
 
 LEVEL = 1.0  # points of UAR: less is "no more change"
@@ -233,12 +233,13 @@ def planted(evidence: pd.DataFrame, epsilon: float) -> Finding:
 def statistics(evidence: pd.DataFrame, epsilon: float) -> Finding:
     rows = of(evidence, "claimed", draw=0)
     found = []
-    for attack, own in rows[rows["attack"] != "none"].groupby("attack"):
-        before, after = (
-            own[own["defended"] == d].sort_values(["run", "clip"]) for d in (False, True)
-        )
-        z = z_test(mean_uar(after), mean_uar(before), len(after))[1]
-        found.append((attack, z, mcnemar(after["y_true"], before["y_pred"], after["y_pred"])))
+    for attack, of_attack in rows[rows["attack"] != "none"].groupby("attack"):
+        ps = []
+        for _, own in of_attack.groupby("run"):
+            before, after = (own[own["defended"] == d].sort_values("clip") for d in (False, True))
+            z = z_test(mean_uar(after), mean_uar(before), len(after))[1]
+            ps.append((z, mcnemar(after["y_true"], before["y_pred"], after["y_pred"])))
+        found.append((attack, *map(combined, zip(*ps, strict=True))))
     names, *tests = zip(*found, strict=True)
     corrected = [multipletests(p, method="holm")[1] for p in tests]
     told = ", ".join(f"{n} {z:.2g}, {m:.2g}" for n, z, m in zip(names, *corrected, strict=True))
@@ -282,8 +283,8 @@ ITEMS = (
 def checklist(evidence: pd.DataFrame, *, epsilon: float) -> pd.DataFrame:
     """The items as rows: item, name, ran, number, unit, result (pass, fail or not run), failure.
 
-    evidence: of one model, of one run or of several that differ in the seed; epsilon: of the L-inf
-    attacks. An item without evidence was not run.
+    evidence: of one run; of others of the model that differ in the seed only "claimed", which the
+    last item counts; epsilon: of the L-inf attacks. An item without evidence was not run.
     """
     rows = []
     for number, (name, find, failure) in enumerate(ITEMS, 1):

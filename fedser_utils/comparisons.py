@@ -80,8 +80,9 @@ def gains(predictions: pd.DataFrame) -> pd.DataFrame:
 
     Adversarial training is compared with the model without it under the same attack (each on the
     clips attacked with its own help), randomisation with the same model without it. Columns:
-    model, attack, defence, those of ``measured``, p_z and p_mcnemar as ``tested`` has them, and
-    after each the same corrected over the table by Holm's method (p_z_holm, p_mcnemar_holm).
+    model, attack, defence, those of ``measured``, p_z and p_mcnemar as ``tested`` has them (NaN for
+    a price, which is no claim that is tested), and after each the same corrected over the table by
+    Holm's method (p_z_holm, p_mcnemar_holm).
     """
     groups, rows = _groups(predictions), []
     for (model, attack, condition), after in groups.items():
@@ -94,10 +95,13 @@ def gains(predictions: pd.DataFrame) -> pd.DataFrame:
         paired = pairs(groups.get(base, after[:0]), after)
         if len(paired):
             named = {"model": model, "attack": attack, "defence": defence}
-            rows.append(named | measured(paired) | tested(paired))
+            ps = tested(paired) if attack != "none" else dict.fromkeys(_TESTS, np.nan)
+            rows.append(named | measured(paired) | ps)
     table = pd.DataFrame(rows, columns=["model", "attack", "defence", *_MEASURES, *_TESTS])
     for test in _TESTS:
-        corrected = multipletests(table[test], method="holm")[1] if rows else table[test]
+        asked, corrected = table[test].notna(), table[test].copy()
+        if asked.any():
+            corrected[asked] = multipletests(table.loc[asked, test], method="holm")[1]
         table.insert(table.columns.get_loc(test) + 1, f"{test}_holm", corrected)
     return table
 
@@ -117,10 +121,10 @@ def centralised(predictions: pd.DataFrame) -> pd.DataFrame:
     central_model, central_condition, n, seeds, v_federated, v_central, difference, ci_low,
     ci_high (of the difference), delta (the smallest that the whole interval allows), and the
     lowest and highest UAR of both over the second half of the rounds (federated_low ...
-    central_high; of several seeds the mean): nothing averages a centralised model's weights, and
-    its last round may be a bad one.
+    central_high; of several seeds the mean; NaN where fewer than two rounds were evaluated):
+    nothing averages a centralised model's weights, and its last round may be a bad one.
     """
-    groups, rows, swings = _groups(predictions), [], _swings(predictions)
+    groups, rows = _groups(predictions), []
     for key, federated in groups.items():
         model, _, condition = key
         pooled = "centralised" if model == "nature" else f"centralised-{model}"
@@ -132,7 +136,8 @@ def centralised(predictions: pd.DataFrame) -> pd.DataFrame:
         paired = pairs(groups[central], federated)
         if len(paired):
             sides = {"central_model": central[0], "central_condition": central[2]}
-            swing = dict(zip(_SWINGS, (*swings.loc[key], *swings.loc[central])))
+            of_seeds = predictions[predictions["seed"].isin(set(paired["seed"]))]
+            swing = dict(zip(_SWINGS, (*_swing(of_seeds, key), *_swing(of_seeds, central))))
             rows.append(dict(zip(KEY, key)) | sides | measured(paired) | swing)
     names = {"before": "v_central", "after": "v_federated", "gain": "difference"}
     columns = [*KEY, "central_model", "central_condition", *_MEASURES, *_SWINGS]
@@ -140,11 +145,12 @@ def centralised(predictions: pd.DataFrame) -> pd.DataFrame:
     return table.assign(delta=table[["ci_low", "ci_high"]].abs().max(axis=1))
 
 
-def _swings(predictions: pd.DataFrame) -> pd.DataFrame:
-    """min and max of the UAR over the rounds of the second half, by model, attack, condition."""
+def _swing(predictions: pd.DataFrame, key: tuple[str, str, str]) -> tuple[float, float]:
+    """Lowest and highest UAR over the rounds of the second half; key: model, attack, condition."""
     late = predictions[2 * predictions["round"] > predictions["round"].max()]
-    found = metrics.uar_by(late, [*KEY, "round", "seed"])
-    return found.groupby([*KEY, "round"])["uar"].mean().groupby(KEY).agg(["min", "max"])
+    own = late[(late[KEY] == pd.Series(key, KEY)).all(axis=1)]
+    by_round = metrics.uar_by(own, ["round", "seed"]).groupby("round")["uar"].mean()
+    return (by_round.min(), by_round.max()) if len(by_round) > 1 else (np.nan, np.nan)
 
 
 def by_speaker(predictions: pd.DataFrame) -> pd.DataFrame:

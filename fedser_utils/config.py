@@ -422,7 +422,7 @@ def notebook_settings(
     allowed, injected = _assigned(cells[0]), _assigned("\n".join(cells))
     with refusals():
         for name in sorted(injected - allowed):
-            choose("parameter", name, sorted(allowed), listed="papermill --help-notebook")
+            choose("parameter", name, sorted(allowed), listed="papermill --help-notebook NOTEBOOK")
         settings = load_settings(**{n: namespace[n] for n in allowed - set(own or {})})
     own_parameters(namespace, own or {}, settings)
     return settings

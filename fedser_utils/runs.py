@@ -193,7 +193,12 @@ def study_runs(settings: Settings) -> list[Run]:
         found = groups & {setting_digest(values, fingerprint) for fingerprint in prints}
         if len(found) != 1:
             listed = ", ".join(run.id for run in runs)
-            raise InputError(f"study {study!r} holds runs with different settings: {listed}")
+            what = (
+                "on different corpora; move those of the former one away"
+                if found
+                else ("with different settings")
+            )
+            raise InputError(f"study {study!r} holds runs {what}: {listed}")
         log.warning("study %s: %d groups of runs, using %s", study, len(groups), *found)
         groups = found
     return [run for run in runs if run.config["setting"] in groups]

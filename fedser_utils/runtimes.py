@@ -80,7 +80,7 @@ def _simulation(settings: Settings, folder: Path) -> Iterator[tuple[Connection, 
     resources = {"num-supernodes": len(clients), "client-resources-num-cpus": 1}
     if device_of(settings).startswith("cuda"):
         resources["client-resources-num-gpus"] = 1 / CLIENTS_PER_GPU
-    private = tempfile.TemporaryDirectory(prefix="fedser-ray-", ignore_cleanup_errors=True)
+    private = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
     with private as sockets, Services(folder / "services") as services:
         port = free_port()
         # a short path, since sockets lie below it, and not the one that all of Ray's users share

@@ -156,7 +156,7 @@ if own.full:
 if own.full:
     study = {r.config["model"]: models.load(r).to(device) for r in same}
     rows = evaluation.transfer(study, x, y, three["pgd"], bf16=bf16)
-    transfer = metrics.uar_by(rows, ["source", "target"]).assign(**on)
+    transfer = metrics.uar_by(rows, ["source", "target"]).assign(**on).drop(columns="run")
     picture = figures.transfer(transfer, caption=f"PGD, {run.settings.epsilon:g}; {caption}")
     display(figures.save(picture, settings.folder, "transfer", origin=origin, rows=transfer))
 

@@ -42,13 +42,9 @@ gc.freeze()  # what is imported stays: statsmodels collects garbage at every cor
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take longest first, so that workers side by side end together; and, where
-    single tests are dealt to workers, those of one long fixture to one of them."""
+    """The files that take longest first, so that workers side by side end together."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
-    for item in items:
-        for fixture in {"study", "unlike"} & {*item.fixturenames}:
-            item.add_marker(pytest.mark.xdist_group(fixture))
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +101,8 @@ def once(path, make):
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            make(path)
+            make(path.with_name(f".{path.name}"))
+            path.with_name(f".{path.name}").rename(path)
     return path
 
 
@@ -118,7 +115,13 @@ def outputs(tmp_path_factory):
 def tiny(outputs):
     """Settings of seconds: 3 speakers, 63 clips of a second, a VGG-15 of 1 to 16 channels."""
     return config.load_settings(
-        "smoke", outputs=str(outputs), width=1 / 32, rounds=2, eval_every=1, seconds=1.0
+        "smoke",
+        outputs=str(outputs),
+        width=1 / 32,
+        rounds=2,
+        eval_every=1,
+        seconds=1.0,
+        device="cpu",
     )
 
 

@@ -114,9 +114,10 @@ def test_p_values_can_be_recomputed_from_the_predictions(predictions):
             assert found == pytest.approx(min(1, 2 * np.median(ps)) if len(ps) > 1 else ps[0])
     # Holm: the smallest p times m, the next times m - 1, ..., never falling, at most 1
     for test in ("p_z", "p_mcnemar"):
-        ps = gains[test].sort_values()
+        assert (gains[test].isna() == (gains["attack"] == "none")).all()  # a price is no claim
+        ps = gains[test].dropna().sort_values()
         steps = (ps * np.arange(len(ps), 0, -1)).cummax().clip(upper=1)
-        assert np.allclose(gains[f"{test}_holm"], steps.reindex(gains.index))
+        assert np.allclose(gains[f"{test}_holm"], steps.reindex(gains.index), equal_nan=True)
 
 
 def test_a_gain_by_hand():
@@ -170,6 +171,11 @@ def test_a_models_range_is_of_the_second_half_of_the_rounds():
     assert (found.central_low, found.central_high) == (25, 75)
     assert (found.federated_low, found.federated_high) == (50, 50)
     assert (found.v_federated, found.v_central) == (50, 75)
+    last = pd.concat(parts).query("round == 4")
+    assert comparisons.centralised(last)[["central_low", "federated_high"]].isna().all(axis=None)
+    other = last.query("model == 'nature'").assign(seed=1, y_pred="x")  # not a seed of both
+    (same,) = comparisons.centralised(pd.concat([*parts, other])).itertuples()
+    assert (same.federated_low, same.federated_high) == (50, 50)
 
 
 def test_speakers_by_hand():

@@ -96,8 +96,8 @@ def test_a_step_is_the_same(model, attack, lanes):
 
 @pytest.mark.parametrize(("bf16", "unit"), [(False, 1e-4), (True, 2**-8)], ids=["fp32", "bf16"])
 def test_the_gradient_of_a_step_is_the_same(model, bf16, unit):
-    """After one step from nothing Adam's first moment is a tenth of the gradient. unit: of bf16,
-    its epsilon; of fp32 what TF32 and other algorithms may make of it."""
+    """After one step from nothing Adam's first moment is a tenth of the gradient. unit: of bf16
+    its unit roundoff; of fp32 what TF32 and other algorithms may make of it."""
     mine, clips = job(model, 7, epochs=1)
     recipe = RECIPE._replace(bf16=bf16)
     (found,) = Engine(model, recipe, clients=1).fit([mine], weights_of(model), **RATE)

@@ -61,7 +61,10 @@ def papermill(name, target, **parameters):
     options = [str(w) for key, value in parameters.items() for w in ("-p", key, value)]
     command = [sys.executable, "-m", "papermill", f"{name}.ipynb", str(target)]
     folder = str(Path(sys.executable).parent)
-    environment = os.environ | {"PATH": folder + os.pathsep + os.environ["PATH"]}
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "PATH": folder + os.pathsep + os.environ["PATH"],
+    }
     return subprocess.run(
         [*command, *options],
         cwd=ROOT / "notebooks",

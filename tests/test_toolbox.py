@@ -91,15 +91,14 @@ def test_unknown_names_and_settings_list_the_choices(planted, clips):
 
 RACE = """
 import importlib, multiprocessing, os, sys
-import art, fedser_utils.attacks
-safe, homes = sys.argv[1] == "safe", sys.argv[2:]
+import fedser_utils.attacks, art
+homes = sys.argv[1:]
 
 def child(barrier):  # everything but what is raced for has been imported
     for name in [n for n in sys.modules if n == "art.config" or n.startswith("fedser_utils")]:
         del sys.modules[name]
     barrier.wait()
-    if safe:
-        importlib.import_module("fedser_utils.attacks")
+    importlib.import_module("fedser_utils.attacks")
     importlib.import_module("art.config").ART_DATA_PATH
 
 fork = multiprocessing.get_context("fork")
@@ -115,18 +114,34 @@ for home in homes:
 """
 
 
-def raced(tmp_path, safe):
-    """(processes that failed, files in the home) of each of 20 races for an empty home."""
+def test_processes_that_start_at_once_on_an_empty_home_can_import_art(tmp_path):
+    """20 races of four processes: nobody fails, and the home stays empty. (Without the first of a
+    child's two imports the home does not, and now and then a process fails.)"""
     homes = [tmp_path / f"{i:02d}" for i in range(20)]
     for home in homes:
         home.mkdir()
-    command = [sys.executable, "-c", RACE, safe, *map(str, homes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    command = [sys.executable, "-c", RACE, *map(str, homes)]
+    own = os.environ | {"HOME": str(homes[0])}
+    done = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
+    failed_and_left = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert failed_and_left == [(0, 0)] * 20
 
 
-def test_processes_that_start_at_once_on_an_empty_home_can_import_art(tmp_path):
-    assert raced(tmp_path, "safe") == [(0, 0)] * 20  # and leave it empty
+@pytest.mark.parametrize("said", ["5", "[]", "", "{}", None])
+def test_what_is_no_configuration_does_not_count(tmp_path, said):
+    """Another package called art, too: then there is nothing to configure."""
+    (tmp_path / ".art").mkdir()
+    if said is None:
+        (tmp_path / "art").mkdir()
+        (tmp_path / "art" / "__init__.py").touch()
+    else:
+        (tmp_path / ".art" / "config.json").write_text(said)
+    code = "from fedser_utils.attacks import toolbox; print(toolbox._home is None)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"HOME": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(said is None)
 
 
 def test_a_users_own_configuration_of_art_is_kept(tmp_path):

@@ -54,7 +54,7 @@ def test_both_engines_train_the_same(tiny, federation, pool, attack, precision):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_fast_engine_recognises_as_well(tiny, tmp_path, precision):
     """Whole runs drift apart by rounding, not in what they reach: of the clips with another fate
-    about as many are won as lost (two standard deviations of as many coins), and they are few."""
+    about as many are won as lost (four standard deviations of as many coins), and they are few."""
     settings = dataclasses.replace(
         tiny, attack="pgd", rounds=10, local_epochs=3, eval_every=10, width=1 / 16, seconds=2.0,
         speakers=4, clips=200, precision=precision,
@@ -71,7 +71,7 @@ def test_the_fast_engine_recognises_as_well(tiny, tmp_path, precision):
         other = rows["fast"][rows["fast"]["condition"] == condition]
         change = other["right"].to_numpy().astype(int) - plain["right"].to_numpy()
         fates = np.abs(change).sum()
-        assert abs(change.sum()) <= max(1, 2 * fates**0.5)
+        assert abs(change.sum()) <= max(1, 4 * fates**0.5)
         assert fates <= 0.3 * len(plain)
 
 

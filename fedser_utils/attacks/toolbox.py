@@ -65,17 +65,16 @@ def _configure_art() -> tempfile.TemporaryDirectory | None:
     spec = None
     with suppress(ImportError):
         spec = importlib.util.find_spec("art")
-    if spec is None or "art.config" in sys.modules:
+    source = Path(spec.origin).with_name("config.py") if spec and spec.origin else None
+    if source is None or not source.exists() or "art.config" in sys.modules:
         return None
-    try:
-        configured = json.loads(Path("~/.art/config.json").expanduser().read_text())
-    except (OSError, ValueError):
-        configured = {}
-    if "ART_DATA_PATH" in configured:
+    configured = None
+    with suppress(OSError, ValueError):
+        configured = json.loads(Path(os.path.expanduser("~/.art/config.json")).read_text())
+    if isinstance(configured, dict) and "ART_DATA_PATH" in configured:
         return None
     home = tempfile.TemporaryDirectory(prefix="fedser-art-")
-    (folder,) = spec.submodule_search_locations
-    spec = importlib.util.spec_from_file_location("art.config", Path(folder) / "config.py")
+    spec = importlib.util.spec_from_file_location("art.config", source)
     module = importlib.util.module_from_spec(spec)
     before, os.environ["HOME"] = os.environ.get("HOME"), home.name
     try:
