@@ -49,7 +49,7 @@ def study(tmp_path_factory):
         outputs = tmp_path_factory.mktemp("browser") / "outputs"
         return shutil.copytree(FILM, outputs)
     outputs = tmp_path_factory.mktemp("browser") / "outputs"
-    small = {"outputs": str(outputs), "rounds": 4, "local_epochs": 2, "eval_every": 2}
+    small = {"outputs": str(outputs), "rounds": 4, "local_epochs": 6, "eval_every": 2}
     for attack in ("none", "fgsm"):
         federated.train(config.load_settings("smoke", attack=attack, clips=126, **small))
     return outputs
