@@ -146,9 +146,10 @@ def main() -> None:
         key, what = way.split(",")[-1].strip().replace(" ", "_").lower(), f"Federation: {way}"
         what += f", {size[0]} clients, a round beyond training"
         figures.append(figure(f"federation_{key}_s", spent, what))
-    from fedser_utils import clients, config
+    from fedser_utils.clients import device_of
+    from fedser_utils.config import load_settings
 
-    device = clients.device_of(config.load_settings("paper", device=given.device))
+    device = device_of(load_settings("paper", device=given.device))
     facts = dict(zip(("clients", "width", "rounds"), size, strict=True))
     claim = __doc__.split("\n\n")[0]
     save("federation", device, claim, rows, figures, given=given, **facts)

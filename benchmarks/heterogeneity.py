@@ -17,7 +17,9 @@ from collections import defaultdict
 
 from report import figure, options, save
 
-from fedser_utils import config, effects, federated, lessons, remedies, runs
+from fedser_utils import config, federated, lessons, remedies, runs
+from fedser_utils.effects import outcomes as outcomes_of
+from fedser_utils.effects import table as table_of
 
 
 def by_remedy(found: list[runs.Run]) -> dict[str, list[runs.Run]]:
@@ -63,8 +65,8 @@ def compare(given: argparse.Namespace) -> None:
         )
     with config.refusals():
         groups = by_remedy(found)
-        outcomes = effects.outcomes(groups)
-    table = effects.table(groups, outcomes, targets=given.targets)
+        outcomes = outcomes_of(groups)
+    table = table_of(groups, outcomes, targets=given.targets)
     print("\n".join(lessons.lessons(table, outcomes)))
     used = [run for made in groups.values() for run in made]
     facts = {

@@ -262,11 +262,11 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny, tmp_path, monkeypatch, c
     monkeypatch.setattr(federated._Log, "evaluate", kept)
     started = []
 
-    def fit(settings, client, clips, weights, number, *others, **options):
+    def recorded(settings, client, clips, weights, number, *others, **options):
         started.append(number)
         return clients.fit(settings, client, clips, weights, number, *others, **options)
 
-    monkeypatch.setattr(trainers, "fit", fit)
+    monkeypatch.setattr(trainers, "fit", recorded)
     resumed = federated.train(settings)
     assert set(started) == {3}
     assert_equal_weights(whole, resumed)

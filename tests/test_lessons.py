@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedser_utils import config, effects, lessons, obstacles, remedies
+from fedser_utils import config, lessons, obstacles, remedies
+from fedser_utils.effects import outcomes as outcomes_of
+from fedser_utils.effects import table as table_of
 
 CLASSES = np.array(["anger", "fear", "joy"])
 GIVEN = config.load_settings("smoke", rounds=4, local_epochs=1)
@@ -83,12 +85,12 @@ def runs():
 
 @pytest.fixture(scope="module")
 def outcomes(runs):
-    return effects.outcomes(runs)
+    return outcomes_of(runs)
 
 
 @pytest.fixture(scope="module")
 def table(runs, outcomes):
-    return effects.table(runs, outcomes, targets=[60, 90])
+    return table_of(runs, outcomes, targets=[60, 90])
 
 
 def test_the_table_by_hand(table, runs):
@@ -155,8 +157,8 @@ def test_cautions(table, runs):
     assert "ends at 33.0 % UAR, which is not above chance (33.3 %)" in lessons.cautions(guessed)[0]
     assert "5 remedies are compared with one baseline" in several
     one = {name: made[:1] for name, made in runs.items() if name in ("as given", "level rms")}
-    found = effects.outcomes(one)
-    alone = " ".join(lessons.lessons(effects.table(one, found, targets=[60]), found))
+    found = outcomes_of(one)
+    alone = " ".join(lessons.lessons(table_of(one, found, targets=[60]), found))
     assert "With one seed" in alone
     assert "wider than 10 points; n = 240 test clips" in alone
     assert "remedies are compared" not in alone
@@ -174,10 +176,10 @@ def test_seeds_that_disagree_conclude_nothing():
 
 def test_nothing_to_compare_with(runs):
     with pytest.raises(config.InputError, match="as given"):
-        effects.outcomes({"FedProx": runs["FedProx"]})
+        outcomes_of({"FedProx": runs["FedProx"]})
     other = {"as given": runs["as given"][:1], "FedProx": runs["FedProx"][1:]}
-    found = effects.outcomes(other)
-    table = effects.table(other, found, targets=[60])
+    found = outcomes_of(other)
+    table = table_of(other, found, targets=[60])
     assert lessons.lessons(table, found) == [
         "No remedy was trained with a seed that was also trained as given."
     ]

@@ -150,9 +150,9 @@ def test_nothing_that_others_planted_in_the_temporary_folder_is_followed(tmp_pat
     monkeypatch.setattr("tempfile.tempdir", str(shared))
     seen = []
 
-    def flwr(connection, *arguments):
-        seen.append((connection.home.parent, connection.home.stat().st_mode & 0o777))
-        (connection.home / "config.toml").write_text("")
+    def flwr(self, *arguments):
+        seen.append((self.home.parent, self.home.stat().st_mode & 0o777))
+        (self.home / "config.toml").write_text("")
         return {"nodes": [], "node-id": 1}
 
     monkeypatch.setattr(Connection, "_flwr", flwr)
