@@ -13,7 +13,7 @@ PRESET ?= demo
 CORPUS ?= synthetic
 PORT ?= 8866
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-STUDY = $(BIN)/python -m fedser_utils.study --corpus "$(CORPUS)" --outputs "$(OUTPUTS)"
+STUDY = $(BIN)/python -m fedser_utils.workbook.study.run_study --corpus "$(CORPUS)" --outputs "$(OUTPUTS)"
 
 .PHONY: help install demo study paper adaptive heterogeneity test test-all \
 	test-notebooks test-runtimes test-benchmarks test-rest test-browser lab dashboard film lint clean

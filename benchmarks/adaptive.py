@@ -15,9 +15,15 @@ import time
 
 from report import figure, options, save
 
-from fedser_utils import attacks, clients, config, federated, partition, runs, trial, workers
-from fedser_utils.checklist import mean_uar
-from fedser_utils.trial import Attempt, eot_pgd
+from fedser_utils import attacks
+from fedser_utils.core import devices, runs
+from fedser_utils.core.errors import refusals
+from fedser_utils.core.settings import ROOT, load_settings
+from fedser_utils.data import federation
+from fedser_utils.federated import client, server_app
+from fedser_utils.robustness import defended_model
+from fedser_utils.robustness.checklist import mean_uar
+from fedser_utils.robustness.defended_model import Attempt, eot_pgd
 
 
 def plain_pgd(*, steps: int, eot: int) -> Attempt:
@@ -44,30 +50,30 @@ CASES = [
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--outputs", default=str(config.ROOT / "outputs"))
+    parser.add_argument("--outputs", default=str(ROOT / "outputs"))
     parser.add_argument("--clips", type=int, default=14)
     given = parser.parse_args()
     if given.quick:
         with tempfile.TemporaryDirectory() as folder:
-            settings = config.load_settings("smoke", outputs=folder, device=given.device)
-            measure(federated.train(settings), clients.device_of(settings), given)
+            settings = load_settings("smoke", outputs=folder, device=given.device)
+            measure(server_app.train(settings), client.device_of(settings), given)
         return
-    settings = config.load_settings("demo", outputs=given.outputs, device=given.device)
-    with config.refusals():
+    settings = load_settings("demo", outputs=given.outputs, device=given.device)
+    with refusals():
         run = runs.find_run(settings)
-    measure(run, clients.device_of(settings), given)
+    measure(run, client.device_of(settings), given)
 
 
 def measure(run: runs.Run, device: str, given: argparse.Namespace) -> None:
     """Attack a run's model in every way, and write the result."""
-    with config.refusals():
-        data = partition.federation_of(run)
-    chosen = trial.some_of(data.table("test"), given.clips, seed=0)
+    with refusals():
+        data = federation.federation_of(run)
+    chosen = defended_model.some_of(data.table("test"), given.clips, seed=0)
     rows, figures = [], []
-    with workers.worker_pool(device) as pool:
-        bf16 = clients.uses_bf16(run.settings, device)
+    with devices.worker_pool(device) as pool:
+        bf16 = client.uses_bf16(run.settings, device)
         on = {"draws": 20, "device": device, "bf16": bf16, "pool": pool}
-        tried = trial.on_trial(run, data, chosen, **on)
+        tried = defended_model.on_trial(run, data, chosen, **on)
         for name, gradients, attempt in CASES[:2] if given.quick else CASES:
             begin = time.perf_counter()
             moved = tried.attacked(attempt, name, gradients, epsilon=run.settings.epsilon)

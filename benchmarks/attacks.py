@@ -22,9 +22,14 @@ from ceilings import ceilings, forward_flop
 from report import figure, options, save
 from torch import Tensor, nn
 
-from fedser_utils import attacks, clients, config, metrics, models, partition, training
-from fedser_utils.frontends import SPEECH
-from fedser_utils.seeding import generator
+from fedser_utils import attacks
+from fedser_utils.analysis import metrics
+from fedser_utils.core.front_end import SPEECH
+from fedser_utils.core.seeding import generator
+from fedser_utils.core.settings import load_settings
+from fedser_utils.data import federation
+from fedser_utils.federated import client
+from fedser_utils.learning import local_training, vgg
 
 WORDS = {"fgsm": "FGSM", "pgd": "PGD, 5 steps", "deepfool": "DeepFool, 5 steps"}
 EPSILON, STEP, STEPS, OVERSHOOT, CLASSES = 0.05, 0.01, 5, 0.02, 7
@@ -33,16 +38,16 @@ EPSILON, STEP, STEPS, OVERSHOOT, CLASSES = 0.05, 0.01, 5, 0.02, 7
 def trained(width: float, clips: int, epochs: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
     """A VGG-15 trained on the embedded corpus, and its clips."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = config.load_settings("smoke", outputs=folder, speakers=4, clips=max(clips, 140))
-        data = partition.load_federation(settings)
+        settings = load_settings("smoke", outputs=folder, speakers=4, clips=max(clips, 140))
+        data = federation.load_federation(settings)
         x, y = data.tensors(data.clips, device=device)
-    model = models.build(CLASSES, width=width, generator=generator(0, "init")).to(device)
-    update = training.client_update(
-        model, {k: v.clone() for k, v in models.state_arrays(model).items()}, x, y,
+    model = vgg.build(CLASSES, width=width, generator=generator(0, "init")).to(device)
+    update = local_training.client_update(
+        model, {k: v.clone() for k, v in vgg.state_arrays(model).items()}, x, y,
         generator=generator(0, "benchmark"), epochs=epochs, batch_size=8, learning_rate=1e-3,
         bf16=device != "cpu",
     )  # fmt: skip
-    return models.load_arrays(model, update.weights).eval(), x[:clips], y[:clips]
+    return vgg.load_arrays(model, update.weights).eval(), x[:clips], y[:clips]
 
 
 def arts(model: nn.Module, batch: int, device: str) -> dict[str, Callable]:
@@ -117,7 +122,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=2)
     given = parser.parse_args()
-    given.device = clients.device_of(config.load_settings("paper", device=given.device))
+    given.device = client.device_of(load_settings("paper", device=given.device))
     cpu = given.device == "cpu"
     if given.quick:
         given.width, given.batches, given.clips, given.epochs = 1 / 32, [4], 8, 1
@@ -125,11 +130,11 @@ def main() -> None:
     width = given.width or (0.25 if cpu else 1.0)
     batches = given.batches or ([1, 8, 32] if cpu else [8, 64, 128])
     model, x, y = trained(width, given.clips or (32 if cpu else 512), given.epochs, given.device)
-    targets = {"plain": model, "folded": models.folded(model)}
-    if not cpu or clients.cpu_has_bf16():
-        targets["quick"] = models.Quick(model)
+    targets = {"plain": model, "folded": vgg.folded(model)}
+    if not cpu or client.cpu_has_bf16():
+        targets["quick"] = vgg.Quick(model)
     if not cpu:
-        targets["quick, compiled"] = models.Quick(model, compiled=True)
+        targets["quick, compiled"] = vgg.Quick(model, compiled=True)
     iterations = deepfool_iterations(targets["folded"], x)
     rows = []
     for batch in batches:

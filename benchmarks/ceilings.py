@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedser_utils.frontends import SPEECH
+from fedser_utils.core.front_end import SPEECH
 
 
 def clock(device: str) -> float:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from report import figure, options, save
 
-from fedser_utils import config, corpora, features, partition, synthetic
+from fedser_utils.core.settings import load_settings
+from fedser_utils.data import corpora, federation, log_mel, synthetic_speech
 
 
 def timed(function, *arguments, **options):
@@ -31,13 +32,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         speakers = min(68, clips // 14)
-        root, writing = timed(synthetic.write_corpus, folder, speakers=speakers, clips=clips)
+        root, writing = timed(synthetic_speech.write_corpus, folder, speakers=speakers, clips=clips)
         corpus, checking = timed(corpora.load_corpus, root)
         arguments = corpus.root, list(corpus.clips["path"]), list(corpus.clips["digest"])
-        _, extracting = timed(features.cached_log_mels, *arguments, cache=folder / "cache")
+        _, extracting = timed(log_mel.cached_log_mels, *arguments, cache=folder / "cache")
         size = {"speakers": speakers, "clips": clips, "outputs": str(folder)}
-        settings = config.load_settings("paper", **size)
-        _, pooling = timed(partition.federate, corpus, settings)
+        settings = load_settings("paper", **size)
+        _, pooling = timed(federation.federate, corpus, settings)
     steps = {"synthesis": writing, "check": checking, "log_mel": extracting, "statistics": pooling}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rows = [{"step": step, "clips_per_s": clips / seconds} for step, seconds in steps.items()]

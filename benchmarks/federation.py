@@ -35,11 +35,15 @@ def in_this_process(way: str, clients: int, width: float, rounds: int, device: s
     import torch
     from flwr.app import ConfigRecord
 
-    from fedser_utils import answers, cohort, config, models, strategies, trainers, workers
-    from fedser_utils import clients as ours
-    from fedser_utils.training import Update
+    from fedser_utils.core import devices
+    from fedser_utils.core.settings import load_settings
+    from fedser_utils.federated import client as ours
+    from fedser_utils.federated import client_app, strategies
+    from fedser_utils.federated.grids import cohort, cohort_trainer
+    from fedser_utils.learning import vgg
+    from fedser_utils.learning.local_training import Update
 
-    settings = config.load_settings(
+    settings = load_settings(
         "paper", width=width, client_state="reset", device=device, engine="plain"
     )
     names = [f"{i:02d}" for i in range(clients)]
@@ -49,14 +53,14 @@ def in_this_process(way: str, clients: int, width: float, rounds: int, device: s
         time.sleep(TRAINING)
         return Update(weights, {}, 0.5)
 
-    for module in (trainers, answers):
+    for module in (cohort_trainer, client_app):
         module.fit = fit
         module.client_clips = lambda *who: nothing
-    answers.load_federation = lambda settings: SimpleNamespace(clients=names)
+    client_app.load_federation = lambda settings: SimpleNamespace(clients=names)
     made = strategies.careful_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
-    record = answers.as_record(models.state_arrays(ours.new_model(settings, 7)))
+    record = client_app.as_record(vgg.state_arrays(ours.new_model(settings, 7)))
     seconds = []
-    with workers.worker_pool(ours.device_of(settings)) as pool:
+    with devices.worker_pool(ours.device_of(settings)) as pool:
         grid = cohort.CohortGrid(
             settings, names, [1] * clients, pool=pool, preaggregate=way == WAYS[0]
         )
@@ -70,8 +74,12 @@ def in_this_process(way: str, clients: int, width: float, rounds: int, device: s
 
 def on_ray(clients: int, width: float, rounds: int) -> list[float]:
     """Seconds of each round of Flower's FedAvg in its simulation."""
-    from fedser_utils.connection import Connection
-    from fedser_utils.services import Services, free_port, simulation_command
+    from fedser_utils.federated.deployment.flower_cli import Connection
+    from fedser_utils.federated.deployment.processes import (
+        Services,
+        free_port,
+        simulation_command,
+    )
 
     with tempfile.TemporaryDirectory() as folder, Services(Path(folder)) as services:
         port, result = free_port(), Path(folder) / "ends.json"
@@ -146,8 +154,8 @@ def main() -> None:
         key, what = way.split(",")[-1].strip().replace(" ", "_").lower(), f"Federation: {way}"
         what += f", {size[0]} clients, a round beyond training"
         figures.append(figure(f"federation_{key}_s", spent, what))
-    from fedser_utils.clients import device_of
-    from fedser_utils.config import load_settings
+    from fedser_utils.core.settings import load_settings
+    from fedser_utils.federated.client import device_of
 
     device = device_of(load_settings("paper", device=given.device))
     facts = dict(zip(("clients", "width", "rounds"), size, strict=True))

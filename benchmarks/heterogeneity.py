@@ -17,28 +17,32 @@ from collections import defaultdict
 
 from report import figure, options, save
 
-from fedser_utils import config, federated, lessons, remedies, runs
-from fedser_utils.effects import outcomes as outcomes_of
-from fedser_utils.effects import table as table_of
+from fedser_utils.analysis.heterogeneity import interventions, lessons
+from fedser_utils.analysis.heterogeneity.outcomes import outcomes as outcomes_of
+from fedser_utils.analysis.heterogeneity.outcomes import table as table_of
+from fedser_utils.core import runs
+from fedser_utils.core.errors import refusals
+from fedser_utils.core.settings import ROOT, load_settings
+from fedser_utils.federated import server_app
 
 
 def by_remedy(found: list[runs.Run]) -> dict[str, list[runs.Run]]:
     """Runs by remedy, those as given first; those that are no remedy are named and left out."""
     settings = [run.settings for run in found]
-    baseline, groups = remedies.baseline_of(settings), defaultdict(list)
+    baseline, groups = interventions.baseline_of(settings), defaultdict(list)
     for run, own in zip(found, settings, strict=True):
-        name = remedies.recognised(baseline, own)
+        name = interventions.recognised(baseline, own)
         if name is None:
-            changed = remedies.in_words(remedies.differences(baseline, own))
+            changed = interventions.in_words(interventions.differences(baseline, own))
             print(f"left out, no remedy: {run.id} ({changed})")
             continue
         groups[name].append(run)
-    return {name: groups[name] for name in remedies.REMEDIES if groups[name]}
+    return {name: groups[name] for name in interventions.REMEDIES if groups[name]}
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--outputs", default=str(config.ROOT / "outputs"))
+    parser.add_argument("--outputs", default=str(ROOT / "outputs"))
     parser.add_argument("--study", default="demo", help="such as demo-emovo+ravdess")
     parser.add_argument("--attack", default="none", help="the models' training: none, fgsm, ...")
     parser.add_argument("--targets", type=float, nargs="+", default=[40, 60, 80], help="UAR in %%")
@@ -47,10 +51,10 @@ def main() -> None:
         compare(given)
         return
     with tempfile.TemporaryDirectory() as given.outputs:
-        as_given = config.load_settings("smoke", outputs=given.outputs, device=given.device)
+        as_given = load_settings("smoke", outputs=given.outputs, device=given.device)
         given.study, given.attack = as_given.study, "none"
-        for remedy in (remedies.AS_GIVEN, "group norm"):
-            federated.train(remedies.remedied(as_given, remedy))
+        for remedy in (interventions.AS_GIVEN, "group norm"):
+            server_app.train(interventions.remedied(as_given, remedy))
         compare(given)
 
 
@@ -63,7 +67,7 @@ def compare(given: argparse.Namespace) -> None:
         raise SystemExit(
             f"study {given.study!r} has no complete run of model {model!r} in {given.outputs!r}"
         )
-    with config.refusals():
+    with refusals():
         groups = by_remedy(found)
         outcomes = outcomes_of(groups)
     table = table_of(groups, outcomes, targets=given.targets)

@@ -59,9 +59,9 @@ def rounded(value: Any) -> Any:
 
 def device_name(device: str) -> str:
     """The GPU's name, or the number of cores and the processor's."""
-    from fedser_utils import workers
+    from fedser_utils.core import devices
 
-    name = workers.device_name(device)
+    name = devices.device_name(device)
     return name if device.startswith("cuda") else f"{os.cpu_count()} CPU cores ({name})"
 
 
@@ -78,7 +78,7 @@ def save(
 ) -> None:
     """Print the rows as a table, and write the result where ``given``, the options, have it.
     made_on: the device that the rows come from, where it is not the one this runs on."""
-    from fedser_utils import runs
+    from fedser_utils.core import runs
 
     rows = [{key: rounded(value) for key, value in row.items()} for row in rows]
     print(pd.DataFrame(rows).to_string(index=False))

@@ -24,19 +24,23 @@ def two_rounds(clients: int, width: float, clips: int, state: str, device: str) 
     import torch
     from flwr.app import ConfigRecord
 
-    from fedser_utils import answers, cohort, config, models, strategies, trainers, workers
-    from fedser_utils import clients as ours
+    from fedser_utils.core import devices
+    from fedser_utils.core.settings import load_settings
+    from fedser_utils.federated import client as ours
+    from fedser_utils.federated import client_app, strategies
+    from fedser_utils.federated.grids import cohort, cohort_trainer
+    from fedser_utils.learning import vgg
 
-    settings = config.load_settings("paper", width=width, client_state=state, device=device)
+    settings = load_settings("paper", width=width, client_state=state, device=device)
     where = ours.device_of(settings)
     names = [f"{i:04d}" for i in range(clients)]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(clips, 1, *settings.front_end.shape, generator=generator).to(where)
     y = torch.randint(7, (clips,), generator=generator).to(where)
-    trainers.client_clips = lambda *who: (x, y)
+    cohort_trainer.client_clips = lambda *who: (x, y)
     made = strategies.careful_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
-    record = answers.as_record(models.state_arrays(ours.new_model(settings, 7)))
-    with workers.worker_pool(where) as pool:
+    record = client_app.as_record(vgg.state_arrays(ours.new_model(settings, 7)))
+    with devices.worker_pool(where) as pool:
         warm = cohort.CohortGrid(settings, names[:4], [clips] * 4, pool=pool, preaggregate=True)
         warm.send_and_receive(made.configure_train(1, record, ConfigRecord(), warm))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -79,10 +83,10 @@ def main() -> None:
                 figures.append(
                     figure(f"round_of_{clients}_mb", row["memory_mb"], f"{what}, memory")
                 )
-    from fedser_utils import clients as ours
-    from fedser_utils import config
+    from fedser_utils.core.settings import load_settings
+    from fedser_utils.federated import client as ours
 
-    device = ours.device_of(config.load_settings("paper", device=given.device))
+    device = ours.device_of(load_settings("paper", device=given.device))
     facts = {"width": given.width, "clips": given.clips}
     claim = __doc__.split("\n\n")[0]
     save("scale", device, claim, rows, figures, given=given, **facts)

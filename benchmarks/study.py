@@ -29,25 +29,29 @@ from flwr.app import ConfigRecord
 from report import figure, options, save
 from torch import Tensor, nn
 
-from fedser_utils import (
-    answers,
-    attacks,
-    checkpoints,
-    clients,
-    cohort,
-    config,
-    evaluation,
-    models,
-    partition,
-    strategies,
-    training,
-    workers,
+from fedser_utils import attacks
+from fedser_utils.core import checkpoints, devices
+from fedser_utils.core.settings import Settings, load_settings
+from fedser_utils.data import federation
+from fedser_utils.data.federation import Federation
+from fedser_utils.federated import client_app, strategies
+from fedser_utils.federated.client import (
+    attack_names,
+    client_clips,
+    decisions,
+    device_of,
+    is_fast,
+    new_model,
+    randomness,
+    target_of,
+    uses_bf16,
 )
-from fedser_utils.config import Settings
-from fedser_utils.partition import Federation
-from fedser_utils.randomisation import Randomise
-from fedser_utils.shards import trainer_of
-from fedser_utils.trainers import GROUP, Total
+from fedser_utils.federated.grids import cohort
+from fedser_utils.federated.grids.cohort_trainer import GROUP, Total
+from fedser_utils.federated.grids.multi_gpu import trainer_of
+from fedser_utils.learning import local_training, vgg
+from fedser_utils.robustness import evaluation
+from fedser_utils.robustness.randomisation import Randomise
 
 WORDS = {"none": "Nature", "fgsm": "FGSM", "pgd": "PGD", "deepfool": "DeepFool"}
 BATCH = 8  # the ordinary way's, everywhere
@@ -65,8 +69,8 @@ class Ours:
         self.strategy = strategies.careful_strategy(
             "FedAvg", first_round=0, seed=settings.seed, min_replies=1.0, buffers=()
         )
-        model = clients.new_model(settings, len(data.classes))
-        self.arrays = answers.as_record(models.state_arrays(model))
+        model = new_model(settings, len(data.classes))
+        self.arrays = client_app.as_record(vgg.state_arrays(model))
 
     def round(self, number: int) -> float:
         """Seconds of one round."""
@@ -81,7 +85,7 @@ class Ours:
         model = self.model()
         begin = _now(self.settings)
         last = self.settings.rounds
-        clients.decisions(self.settings, model, (x, y), last, seed=0, pool=self.pool)
+        decisions(self.settings, model, (x, y), last, seed=0, pool=self.pool)
         return _now(self.settings) - begin
 
     def checkpoint(self) -> float:
@@ -93,17 +97,17 @@ class Ours:
             checkpoints.save(Path(folder), 1, parts)
         return _now(self.settings) - begin
 
-    def model(self) -> models.VGG15:
+    def model(self) -> vgg.VGG15:
         """On the device, in evaluation mode."""
-        device = clients.device_of(self.settings)
-        model = clients.new_model(self.settings, len(self.data.classes)).to(device)
-        return models.load_arrays(model, dict(self.arrays.to_torch_state_dict())).eval()
+        device = device_of(self.settings)
+        model = new_model(self.settings, len(self.data.classes)).to(device)
+        return vgg.load_arrays(model, dict(self.arrays.to_torch_state_dict())).eval()
 
 
 class Ordinary(nn.Module):
     """The network as it is usually written: no channels_last, no folding."""
 
-    def __init__(self, model: models.VGG15) -> None:
+    def __init__(self, model: vgg.VGG15) -> None:
         super().__init__()
         self.features = model.features.to(memory_format=torch.contiguous_format)
         self.classifier = model.classifier
@@ -117,7 +121,7 @@ def arts(model: Ordinary, settings: Settings, classes: int) -> dict[str, Callabl
     from art.attacks import evasion  # here: after fedser_utils.attacks, which makes that safe
     from art.estimators.classification import PyTorchClassifier
 
-    device = clients.device_of(settings)
+    device = device_of(settings)
     target = PyTorchClassifier(
         model, nn.CrossEntropyLoss(), nb_classes=classes,
         input_shape=(1, *settings.front_end.shape),
@@ -144,16 +148,16 @@ def arts(model: Ordinary, settings: Settings, classes: int) -> dict[str, Callabl
 
 
 def ordinary_client(
-    settings: Settings, model: models.VGG15, x: Tensor, y: Tensor, client: str
+    settings: Settings, model: vgg.VGG15, x: Tensor, y: Tensor, client: str
 ) -> float:
     """Seconds of one client's adversarial round (natural without an attack), the ordinary way."""
     classes = len(model.classifier[2].bias)
     made = Ordinary(_copied(model))
     begin = _now(settings)
     attack = settings.attack != "none"
-    plan = training.draw(
+    plan = local_training.draw(
         len(x), epochs=settings.local_epochs, batch_size=settings.batch_size, attack=attack,
-        generator=clients.randomness(settings, client, 2),
+        generator=randomness(settings, client, 2),
     )  # fmt: skip
     if attack:
         made.eval()
@@ -166,18 +170,18 @@ def ordinary_client(
         losses = nn.functional.cross_entropy(made(x[rows]), y[rows], reduction="none")
         part = losses[: len(clean)], losses[len(clean) :]
         adam.zero_grad()
-        training.mixed_loss(*part, alpha=settings.alpha).backward()
+        local_training.mixed_loss(*part, alpha=settings.alpha).backward()
         adam.step()
     return _now(settings) - begin
 
 
-def ordinary_evaluation(settings: Settings, model: models.VGG15, x: Tensor, y: Tensor) -> float:
+def ordinary_evaluation(settings: Settings, model: vgg.VGG15, x: Tensor, y: Tensor) -> float:
     """Seconds of an evaluation of clips, the ordinary way."""
     made = Ordinary(_copied(model)).eval()
     randomise = Randomise.on(settings.front_end.shape, mode=settings.resize)
     begin = _now(settings)
     named = arts(made, settings, len(model.classifier[2].bias))
-    for name in ("none", *clients.attack_names(settings, settings.rounds)):
+    for name in ("none", *attack_names(settings, settings.rounds)):
         seen = x if name == "none" else named[name](x, y)
         with torch.no_grad():
             for part in seen.split(BATCH):
@@ -187,22 +191,22 @@ def ordinary_evaluation(settings: Settings, model: models.VGG15, x: Tensor, y: T
     return _now(settings) - begin
 
 
-def _copied(model: models.VGG15) -> models.VGG15:
-    arrays = {name: value.clone() for name, value in models.state_arrays(model).items()}
+def _copied(model: vgg.VGG15) -> vgg.VGG15:
+    arrays = {name: value.clone() for name, value in vgg.state_arrays(model).items()}
     width = len(arrays["features.0.weight"]) / 64
-    made = models.VGG15(len(model.classifier[2].bias), width=width)
-    return models.load_arrays(made, arrays).to(model.classifier[0].bias.device)
+    made = vgg.VGG15(len(model.classifier[2].bias), width=width)
+    return vgg.load_arrays(made, arrays).to(model.classifier[0].bias.device)
 
 
 def _now(settings: Settings) -> float:
-    return clock(clients.device_of(settings))
+    return clock(device_of(settings))
 
 
 @contextmanager
 def phases(device: str, found: dict[str, float]) -> Iterator[None]:
     """Inside, the seconds of a round's parts are added to ``found``."""
-    from fedser_utils.engine import Engine
-    from fedser_utils.trainers import Trainer
+    from fedser_utils.federated.grids.cohort_trainer import Trainer
+    from fedser_utils.learning.gpu_engine import Engine
 
     parts = {
         "attacks": (Trainer, "_attacked"),
@@ -243,24 +247,24 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--phases", action="store_true")
     given = parser.parse_args()
-    device = clients.device_of(config.load_settings("paper", device=given.device))
+    device = device_of(load_settings("paper", device=given.device))
     cpu = device == "cpu"
     changes = {"device": given.device, "precision": given.precision, "engine": given.engine}
     if given.quick:
         changes |= {"speakers": 2, "clips": 28, "width": 1 / 32, "local_epochs": 1}
         given.rounds, given.sample, given.warm = 1, 1, 1
     preset = given.preset or ("demo" if cpu else "paper")
-    settings = config.load_settings(preset, **changes)
-    data = partition.load_federation(settings)
+    settings = load_settings(preset, **changes)
+    data = federation.load_federation(settings)
     x, y = data.tensors(data.table("test"), device=device)
     few = slice(None, max(7, len(x) // 16))
     examples = [len(data.table("train", client)) for client in data.clients]
     rows, share, start = [], _middle(data, given.sample), None
     for attack, word in WORDS.items():
-        own = config.load_settings(preset, attack=attack, **changes)
+        own = load_settings(preset, attack=attack, **changes)
         begin = clock(device)
         with (
-            workers.worker_pool(device) as pool,
+            devices.worker_pool(device) as pool,
             trainer_of(own, data.clients, examples, pool=pool) as trainer,
         ):
             ours = Ours(own, data, pool, trainer)
@@ -284,7 +288,7 @@ def main() -> None:
             ours.evaluation(x[few], y[few])
             evaluating, saving = ours.evaluation(x, y), ours.checkpoint()
             model = ours.model()
-        sampled = [(name, clients.client_clips(own, name, "train")) for name in share]
+        sampled = [(name, client_clips(own, name, "train")) for name in share]
         ordinary_client(own, model, *(v[:BATCH] for v in sampled[0][1]), sampled[0][0])
         slow = sum(ordinary_client(own, model, *clips, client) for client, clips in sampled)
         slow *= sum(examples) / sum(len(clips[1]) for _, clips in sampled)
@@ -338,17 +342,17 @@ def main() -> None:
         what = f"{row['training']}: the ordinary way's round in ours"
         figures.append(figure(f"{row['training'].lower()}_ratio", row["ratio"], what, slow_how))
     facts = {"clients": len(data.clients), "clips": settings.clips, "width": settings.width}
-    facts |= {"precision": "bf16" if clients.uses_bf16(settings, device) else "fp32"}
-    facts |= {"engine": "fast" if clients.is_fast(settings) else "plain"}
+    facts |= {"precision": "bf16" if uses_bf16(settings, device) else "fp32"}
+    facts |= {"engine": "fast" if is_fast(settings) else "plain"}
     claim = __doc__.split("\n\n")[0]
     save("study", device, claim, rows, figures, given=given, **(facts | best))
 
 
-def forward_speed(settings: Settings, model: models.VGG15, x: Tensor) -> float:
+def forward_speed(settings: Settings, model: vgg.VGG15, x: Tensor) -> float:
     """Clips per second of an evaluation's decisions."""
-    device = clients.device_of(settings)
-    decide = functools.partial(attacks.predictions, clients.target_of(settings, model))
-    with workers.worker_pool(device) as pool:
+    device = device_of(settings)
+    decide = functools.partial(attacks.predictions, target_of(settings, model))
+    with devices.worker_pool(device) as pool:
         for _ in range(2):
             begin = clock(device)
             evaluation.in_batches(decide, x, pool=pool)
@@ -356,11 +360,11 @@ def forward_speed(settings: Settings, model: models.VGG15, x: Tensor) -> float:
     return len(x) / seconds
 
 
-def aggregation(model: models.VGG15, count: int) -> float:
+def aggregation(model: vgg.VGG15, count: int) -> float:
     """Seconds in which as many clients' weights are looked at and averaged, on the device."""
-    weights = models.state_arrays(model)
+    weights = vgg.state_arrays(model)
     device = model.classifier[0].bias.device.type
-    update = training.Update(weights, {}, 0.0)
+    update = local_training.Update(weights, {}, 0.0)
     for _ in range(2):
         begin = clock(device)
         total = Total(like=weights)

@@ -24,17 +24,21 @@ clips: int = None  # of the embedded corpora, 28 to 9365
 outputs: str = None  # folder for results; the repository's outputs/ otherwise
 
 # %%
-from fedser_utils import config
+from fedser_utils.core.errors import InputError, refusals
+from fedser_utils.core.settings import notebook_settings
 
-settings = config.notebook_settings(globals())
+settings = notebook_settings(globals())
 
 import pandas as pd
 from IPython.display import Audio, Markdown, display
 
-from fedser_utils import audio, baselines, contrasts, diagrams, figures, runs, tables
-from fedser_utils.partition import load_federation
+from fedser_utils.analysis import baselines, diagrams, figures, tables
+from fedser_utils.analysis.heterogeneity import plots
+from fedser_utils.core import runs
+from fedser_utils.data import audio
+from fedser_utils.data.federation import load_federation
 
-with config.refusals():
+with refusals():
     data = load_federation(settings)
 
 # %% [markdown]
@@ -82,7 +86,7 @@ paths = [data.corpus.root / path for path in data.clips["path"]]
 try:
     sounds = (audio.read(path).waveform for path in paths)
     yardstick = baselines.table(*asked, waveforms=sounds)
-except config.InputError as missing:
+except InputError as missing:
     yardstick = None
     print(missing)
 linear = pd.concat([linear, yardstick], ignore_index=True)
@@ -93,7 +97,7 @@ linear.round(1)
 # ## The clients
 
 # %%
-clients = contrasts.clients_by_class(data.clips)
+clients = plots.clients_by_class(data.clips)
 origin = f"corpus {data.corpus.fingerprint}; drawn with {runs.commit()}"
 figures.save(clients, settings.folder, "clients", origin=origin)
 clients

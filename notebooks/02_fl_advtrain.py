@@ -75,13 +75,17 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder for results; the repository's outputs/ otherwise
 
 # %%
-from fedser_utils import config
+from fedser_utils.core.errors import refusals
+from fedser_utils.core.settings import notebook_settings
 
-settings = config.notebook_settings(globals())
+settings = notebook_settings(globals())
 
 from IPython.display import Markdown
 
-from fedser_utils import diagrams, figures, live, metrics, runs, runtimes, tables, widgets
+from fedser_utils.analysis import diagrams, figures, metrics, tables
+from fedser_utils.core import runs
+from fedser_utils.federated import runtimes
+from fedser_utils.workbook import display, training_monitor
 
 settings
 
@@ -94,9 +98,9 @@ settings
 # being trained elsewhere, or a finished one, in the same way.
 
 # %%
-with config.refusals():
-    monitor = widgets.TrainingMonitor(settings.rounds)
-    run = runtimes.train(settings, monitor=monitor, wait=live.is_live())
+with refusals():
+    monitor = training_monitor.TrainingMonitor(settings.rounds)
+    run = runtimes.train(settings, monitor=monitor, wait=display.is_live())
 
 # %% [markdown]
 # ## After the last round

@@ -25,34 +25,40 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
-from fedser_utils import config
+from fedser_utils.core.errors import refusals
+from fedser_utils.core.settings import notebook_settings, own_parameters
 
 OWN = {"full": bool, "epsilons": [float], "iterations": [int], "step_sizes": [float]}
 OWN |= {"restarts": int, "snr_db": float}
-settings = config.notebook_settings(globals(), own=OWN)
-own = config.own_parameters(globals(), OWN, settings)
+settings = notebook_settings(globals(), own=OWN)
+own = own_parameters(globals(), OWN, settings)
 
 from functools import partial
 
 import pandas as pd
 from IPython.display import display
 
-from fedser_utils import attacks, clients, evaluation, figures, metrics, models, perturbation
-from fedser_utils import runs as stored
-from fedser_utils.partition import federation_of
-from fedser_utils.seeding import generator
-from fedser_utils.widgets import players
+from fedser_utils import attacks
+from fedser_utils.analysis import figures, metrics
+from fedser_utils.core import runs as stored
+from fedser_utils.core.seeding import generator
+from fedser_utils.data.federation import federation_of
+from fedser_utils.federated import client
+from fedser_utils.learning import vgg
+from fedser_utils.robustness import evaluation
+from fedser_utils.workbook import perturbation_explorer
+from fedser_utils.workbook.training_monitor import players
 
-with config.refusals():
+with refusals():
     run = stored.find_run(settings)
-    data, device = federation_of(run), clients.device_of(settings)
-    model = models.load(run).to(device)
-test, bf16 = data.table("test"), clients.uses_bf16(run.settings, device)
-(x, y), aim = data.tensors(test, device=device), models.attackable(model, bf16=bf16)
+    data, device = federation_of(run), client.device_of(settings)
+    model = vgg.load(run).to(device)
+test, bf16 = data.table("test"), client.uses_bf16(run.settings, device)
+(x, y), aim = data.tensors(test, device=device), vgg.attackable(model, bf16=bf16)
 under = partial(evaluation.under_attacks, model, x, y, bf16=bf16)
-at, origin = partial(clients.attack_of, run.settings), stored.origin([run])
+at, origin = partial(client.attack_of, run.settings), stored.origin([run])
 front = run.settings.front_end
-on = {"run": run.id} | clients.machine(device, bf16=bf16)
+on = {"run": run.id} | client.machine(device, bf16=bf16)
 caption = ", ".join([f"n = {len(test)} test clips, {run.settings.rounds} rounds", *on.values()])
 caption
 
@@ -82,7 +88,7 @@ figures.save(picture, settings.folder, "fig2", origin=origin)
 # %%
 same = [r for r in stored.study_runs(settings) if r.settings.seed == settings.seed]
 shown = [run, *(other for other in same if other.id != run.id)]
-perturbation.show(shown, device=device)
+perturbation_explorer.show(shown, device=device)
 
 # %% [markdown]
 # ## The same, to be heard
@@ -154,7 +160,7 @@ if own.full:
 
 # %%
 if own.full:
-    study = {r.config["model"]: models.load(r).to(device) for r in same}
+    study = {r.config["model"]: vgg.load(r).to(device) for r in same}
     rows = evaluation.transfer(study, x, y, three["pgd"], bf16=bf16)
     transfer = metrics.uar_by(rows, ["source", "target"]).assign(**on).drop(columns="run")
     picture = figures.transfer(transfer, caption=f"PGD, {run.settings.epsilon:g}; {caption}")
@@ -191,7 +197,7 @@ if own.full:
 # %%
 if own.full:
     options = {"size": x[0].numel(), "generator": generator(0, "planted")}
-    weak = models.Planted(len(data.classes), **options).to(device)
+    weak = vgg.Planted(len(data.classes), **options).to(device)
     arts = {name: partial(attacks.art_attack, name) for name in attacks.TOOLBOX}
     fooled = evaluation.fooled(weak, x[:5], three | arts)
     assert fooled.drop("universal").eq(100).all(), fooled

@@ -23,32 +23,37 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
-from fedser_utils import config
+from fedser_utils.core.errors import refusals
+from fedser_utils.core.settings import notebook_settings, own_parameters
 
 OWN = {"draws": int, "averages": [int], "share": float, "margins": [int], "values": ["real"]}
-settings = config.notebook_settings(globals(), own=OWN)
-own = config.own_parameters(globals(), OWN, settings)
+settings = notebook_settings(globals(), own=OWN)
+own = own_parameters(globals(), OWN, settings)
 
 from functools import partial
 
 import pandas as pd
 
-from fedser_utils import clients, defence, evaluation, figures, metrics, models
-from fedser_utils import runs as stored
-from fedser_utils.partition import federation_of
-from fedser_utils.randomisation import RESIZE_MODES, Randomise
-from fedser_utils.seeding import generator
-from fedser_utils.workers import worker_pool
+from fedser_utils.analysis import figures, metrics
+from fedser_utils.core import runs as stored
+from fedser_utils.core.devices import worker_pool
+from fedser_utils.core.seeding import generator
+from fedser_utils.data.federation import federation_of
+from fedser_utils.federated import client
+from fedser_utils.learning import vgg
+from fedser_utils.robustness import evaluation
+from fedser_utils.robustness.randomisation import RESIZE_MODES, Randomise
+from fedser_utils.robustness.randomised_inference import averaged, milliseconds, over_draws, tune
 
-with config.refusals():
+with refusals():
     run = stored.find_run(settings)
-    data, device = federation_of(run), clients.device_of(settings)
-    model = models.load(run).to(device)
-made, test, bf16 = run.settings, data.table("test"), clients.uses_bf16(run.settings, device)
-plain, aim = models.folded(model), models.attackable(model, bf16=bf16)
-pgd = partial(clients.attack_of(made, "pgd"), aim)
+    data, device = federation_of(run), client.device_of(settings)
+    model = vgg.load(run).to(device)
+made, test, bf16 = run.settings, data.table("test"), client.uses_bf16(run.settings, device)
+plain, aim = vgg.folded(model), vgg.attackable(model, bf16=bf16)
+pgd = partial(client.attack_of(made, "pgd"), aim)
 (x, y), shape = data.tensors(test, device=device), made.front_end.shape
-on, origin = {"run": run.id} | clients.machine(device, bf16=bf16), stored.origin([run])
+on, origin = {"run": run.id} | client.machine(device, bf16=bf16), stored.origin([run])
 run.id
 
 # %% [markdown]
@@ -79,7 +84,7 @@ with worker_pool(device) as pool:
     clips = {"original": x_val, "pgd": evaluation.in_batches(pgd, x_val, y_val, pool=pool)}
     margins = [(frames, frames // 4 + 1) for frames in own.margins]
     options = {"margins": margins, "values": own.values, "draws": 2, "seed": made.seed}
-    grid = defence.tune(plain, clips, y_val, mode=made.resize, pool=pool, **options)
+    grid = tune(plain, clips, y_val, mode=made.resize, pool=pool, **options)
 assert not set(chosen["clip"]) & set(test["clip"])
 best = grid.loc[grid["score"].idxmax()]
 trained = f"n = {len(x_val)} training clips, {made.rounds} rounds"
@@ -104,10 +109,10 @@ with worker_pool(device) as pool:
         found.append(evaluation.draw_rows(said, attack=name, variant="none", averaged=1))
         for variant, each in variants.items():
             options = {"randomise": each, "draws": own.draws, "seed": made.seed, "pool": pool}
-            logits = defence.over_draws(plain, seen, **options)
+            logits = over_draws(plain, seen, **options)
             for k in [1, *(averages if variant == made.resize else [])]:
                 facts = {"attack": name, "variant": variant, "averaged": k}
-                found.append(evaluation.draw_rows(defence.averaged(logits, k), **facts))
+                found.append(evaluation.draw_rows(averaged(logits, k), **facts))
 facts = {"run": run.id, "model": made.model, "round": made.rounds}
 rows = evaluation.labelled(pd.concat(found), test, data.classes, **facts)
 stored.write_table(run.folder / "randomisation.parquet", rows)
@@ -126,8 +131,8 @@ eight = x[: evaluation.BATCH[x.device.type]]
 defended = {"none": partial(evaluation.in_batches, plain, eight)}
 for k in (1, *averages):
     options = {"randomise": randomise, "draws": k, "seed": 0}
-    defended[f"randomised, {k} draws"] = partial(defence.over_draws, plain, eight, **options)
-cost = {n: defence.milliseconds(f, clips=len(eight)) for n, f in defended.items()}
+    defended[f"randomised, {k} draws"] = partial(over_draws, plain, eight, **options)
+cost = {n: milliseconds(f, clips=len(eight)) for n, f in defended.items()}
 cost = pd.DataFrame(cost.items(), columns=["defence", "ms per clip"]).assign(device=device)
 stored.write_table(settings.folder / "cost.csv", cost.assign(**on))
 cost.round(2)

@@ -18,11 +18,15 @@ from functools import partial
 
 import pandas as pd
 
-from fedser_utils import comparisons, config, confusions, figures, live, recordings, runs, tables
-from fedser_utils.skew import results
+from fedser_utils.analysis import comparisons, figures, tables
+from fedser_utils.analysis.heterogeneity.client_differences import results
+from fedser_utils.core import runs
+from fedser_utils.core.errors import refusals
+from fedser_utils.core.settings import notebook_settings
+from fedser_utils.workbook import clip_media, confusion_explorer, display
 
-settings = config.notebook_settings(globals())
-with config.refusals():
+settings = notebook_settings(globals())
+with refusals():
     found = runs.study_runs(settings)
 made = [run.config["settings"] for run in found]
 predictions = pd.concat(
@@ -181,8 +185,8 @@ figures.save(fig6, folder, "fig6", origin=origin)
 # without adversarial training under PGD, beside the model trained against PGD.
 
 # %%
-heard = recordings.of(found[0], corpus=settings.corpus)
+heard = clip_media.of(found[0], corpus=settings.corpus)
 find = {"sound": heard.sound, "picture": heard.picture}
-explorer = partial(confusions.ConfusionExplorer, predictions, **find)
-live.show(explorer, partial(confusions.twin, predictions, **find))
+explorer = partial(confusion_explorer.ConfusionExplorer, predictions, **find)
+display.show(explorer, partial(confusion_explorer.twin, predictions, **find))
 assert "torch" not in sys.modules

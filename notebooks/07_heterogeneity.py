@@ -35,29 +35,34 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder for results; the repository's outputs/ otherwise
 
 # %%
-from fedser_utils import config
+from fedser_utils.core.errors import choose, refusals
+from fedser_utils.core.settings import ATTACKS, notebook_settings, own_parameters
 
 OWN = {"remedies": [str], "alphas": [float], "targets": [float], "seeds": int, "defence": str}
-settings = config.notebook_settings(globals(), own=OWN)
-own = config.own_parameters(globals(), OWN, settings)
+settings = notebook_settings(globals(), own=OWN)
+own = own_parameters(globals(), OWN, settings)
 
 from dataclasses import replace
 
 import pandas as pd
 from IPython.display import Markdown, display
 
-from fedser_utils import clients as members
-from fedser_utils import contrasts, drift, effects, figures, models, runtimes, skew
-from fedser_utils import runs as stored
-from fedser_utils.lessons import lessons
-from fedser_utils.obstacles import obstacles
-from fedser_utils.partition import load_federation
-from fedser_utils.remedies import AS_GIVEN, chosen, remedied
+from fedser_utils.analysis import figures
+from fedser_utils.analysis.heterogeneity import client_differences as differences
+from fedser_utils.analysis.heterogeneity import outcomes, plots
+from fedser_utils.analysis.heterogeneity.interventions import AS_GIVEN, chosen, remedied
+from fedser_utils.analysis.heterogeneity.lessons import lessons
+from fedser_utils.analysis.heterogeneity.obstacles import obstacles
+from fedser_utils.core import runs as stored
+from fedser_utils.data.federation import load_federation
+from fedser_utils.federated import client as members
+from fedser_utils.federated import client_drift, runtimes
+from fedser_utils.learning import vgg
 
-with config.refusals():
+with refusals():
     given = replace(settings, eval_every=1, attack_every=settings.rounds)
     names = chosen(given, own.remedies)
-    hardened = replace(given, attack=config.choose("defence", own.defence, config.ATTACKS))
+    hardened = replace(given, attack=choose("defence", own.defence, ATTACKS))
     data = load_federation(given)
 folder, several = settings.folder / "heterogeneity", range(given.seed, given.seed + own.seeds)
 origin = f"corpus {data.corpus.fingerprint}; drawn with {stored.commit()}"
@@ -72,11 +77,11 @@ who = of_corpus.agg(clients=("client", "nunique"), clips=("clip", "size"), rate=
 display(who, data.corpus.rejected["reason"].value_counts())
 
 # %%
-picture = contrasts.clients_by_class(data.clips, caption=caption)
+picture = plots.clients_by_class(data.clips, caption=caption)
 figures.save(picture, folder, "clients", origin=origin)
 
 # %%
-labels = skew.label_skew(data.clips)
+labels = differences.label_skew(data.clips)
 stored.write_table(folder / "labels.csv", labels)
 labels.round(2)
 
@@ -87,12 +92,17 @@ labels.round(2)
 # in their standard deviations: as recorded, and with every clip at one level (`level` rms).
 
 # %%
-bands = skew.input_shift(data.log_mels, data.clips)
+bands = differences.input_shift(data.log_mels, data.clips)
 levelled = load_federation(replace(given, level="rms"))
-levels = {"as recorded": bands, "level rms": skew.input_shift(levelled.log_mels, levelled.clips)}
-shift = pd.concat(skew.shift_by_group(rows).assign(level=name) for name, rows in levels.items())
+levels = {
+    "as recorded": bands,
+    "level rms": differences.input_shift(levelled.log_mels, levelled.clips),
+}
+shift = pd.concat(
+    differences.shift_by_group(rows).assign(level=name) for name, rows in levels.items()
+)
 stored.write_table(folder / "input.csv", shift)
-picture = contrasts.input_shift(bands, caption=caption)
+picture = plots.input_shift(bands, caption=caption)
 display(figures.save(picture, folder, "input", origin=origin), shift.round(2))
 
 # %% [markdown]
@@ -102,7 +112,7 @@ display(figures.save(picture, folder, "input", origin=origin), shift.round(2))
 # again.
 
 # %%
-with config.refusals():
+with refusals():
     trained = {
         name: [runtimes.train(replace(remedied(given, name), seed=s)) for s in several]
         for name in names
@@ -121,15 +131,15 @@ caption
 # go, and in whose direction? And how unlike are the batch statistics of each corpus?
 
 # %%
-model = models.load(plain).to(members.device_of(given))
-told = {"round_number": given.rounds + 1, "states": drift.kept(plain, data)}
-pulls = drift.drift(given, data, models.state_arrays(model), **told)
-picture = contrasts.drift(pulls, caption=caption)
+model = vgg.load(plain).to(members.device_of(given))
+told = {"round_number": given.rounds + 1, "states": client_drift.kept(plain, data)}
+pulls = client_drift.drift(given, data, vgg.state_arrays(model), **told)
+picture = plots.drift(pulls, caption=caption)
 figures.save(picture, folder, "drift", origin=origin, rows=pulls.assign(**on))
 
 # %%
-layers = drift.batch_norm_shift(given, data, model)
-picture = contrasts.batch_norm_shift(layers, caption=caption)
+layers = client_drift.batch_norm_shift(given, data, model)
+picture = plots.batch_norm_shift(layers, caption=caption)
 figures.save(picture, folder, "batch_norm", origin=origin, rows=layers.assign(**on))
 
 # %% [markdown]
@@ -139,8 +149,8 @@ figures.save(picture, folder, "batch_norm", origin=origin, rows=layers.assign(**
 # with a 95 % interval that draws whole speakers.
 
 # %%
-found = effects.outcomes(trained)
-table = effects.table(trained, found, targets=own.targets)
+found = outcomes.outcomes(trained)
+table = outcomes.table(trained, found, targets=own.targets)
 assert table["uar"].between(0, 100).all()
 stored.write_table(folder / "remedies.csv", table.assign(**on))
 stored.write_table(folder / "outcomes.csv", found.assign(**on))
@@ -150,7 +160,7 @@ table.round(1)
 curves = pd.concat(
     run.table("rounds").assign(remedy=name) for name, made in trained.items() for run in made
 )
-picture = contrasts.remedies(curves, caption=caption)
+picture = plots.remedies(curves, caption=caption)
 figures.save(picture, folder, "learning", origin=origin, rows=curves.assign(**on))
 
 # %% [markdown]
@@ -159,7 +169,7 @@ figures.save(picture, folder, "learning", origin=origin, rows=curves.assign(**on
 # %%
 said = lessons(table, found)
 measured = {"drift": pulls, "batch_norm": layers, "labels": labels, "table": table}
-said += obstacles(inputs=skew.shift_by_group(bands), **measured)
+said += obstacles(inputs=differences.shift_by_group(bands), **measured)
 stored.write_text(folder / "lessons.md", "\n".join(f"- {line}" for line in said) + "\n")
 Markdown("\n".join(f"- {line}" for line in said))
 
@@ -170,8 +180,8 @@ Markdown("\n".join(f"- {line}" for line in said))
 # clients are served.
 
 # %%
-each = skew.results(plain.table("predictions"), plain.table("clips"))
-served = skew.spread(each)
+each = differences.results(plain.table("predictions"), plain.table("clips"))
+served = differences.spread(each)
 stored.write_table(folder / "results.csv", each.assign(**on))
 stored.write_table(folder / "spread.csv", served.assign(**on))
 wide = {"index": ["scope", "name"], "columns": ["attack", "condition"], "values": "uar"}
@@ -184,20 +194,20 @@ display(each.pivot(**wide).round(1), served.round(1))
 # alpha, the more unlike the clients. Adversarially trained, attacked, and randomised.
 
 # %%
-with config.refusals():
+with refusals():
     skewed = [
         (alpha, runtimes.train(replace(hardened, partition="dirichlet", skew_alpha=alpha, seed=s)))
         for alpha in own.alphas
         for s in several
     ]
 rows = pd.concat(
-    skew.results(run.table("predictions"), run.table("clips")).assign(
+    differences.results(run.table("predictions"), run.table("clips")).assign(
         alpha=alpha, seed=run.settings.seed
     )
     for alpha, run in skewed
 )
-by_alpha = skew.by_alpha(rows, attack=own.defence)
-picture = contrasts.against_alpha(by_alpha, caption=f"trained with {own.defence}; {caption}")
+by_alpha = differences.by_alpha(rows, attack=own.defence)
+picture = plots.against_alpha(by_alpha, caption=f"trained with {own.defence}; {caption}")
 figures.save(picture, folder, "alpha", origin=stored.origin([run for _, run in skewed]))
 stored.write_table(folder / "alpha.csv", by_alpha.assign(**on))
 display(picture, by_alpha.round(1))

@@ -13,9 +13,10 @@ outputs: str = None  # folder of the runs; otherwise FEDSER_OUTPUTS's, or the re
 import os
 import sys
 
-from fedser_utils import config, dashboard
+from fedser_utils.core.settings import notebook_settings
+from fedser_utils.workbook.study import dashboard
 
-settings = config.notebook_settings(globals())
+settings = notebook_settings(globals())
 folder = outputs or os.environ.get("FEDSER_OUTPUTS", settings.outputs)
 assert "torch" not in sys.modules
 

@@ -18,12 +18,14 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedser_utils import config, models, partition, training
-from fedser_utils.randomisation import Randomise
-from fedser_utils.seeding import generator
-from fedser_utils.trial import Trial
+from fedser_utils.core.seeding import generator
+from fedser_utils.core.settings import ROOT, load_settings
+from fedser_utils.data.federation import load_federation
+from fedser_utils.learning import local_training, vgg
+from fedser_utils.robustness.defended_model import Trial
+from fedser_utils.robustness.randomisation import Randomise
 
-SHARED = Path(os.environ.get("FEDSER_SHARED", config.ROOT.parent / "shared")) / "data"
+SHARED = Path(os.environ.get("FEDSER_SHARED", ROOT.parent / "shared")) / "data"
 
 
 LONGEST = (
@@ -31,7 +33,7 @@ LONGEST = (
     "test_lab",
     "test_attacks_against_art",
     "test_remote",
-    "test_federated",
+    "test_server_app",
     "test_batch_norm",
     "test_checklist",
     "test_attacks",
@@ -114,7 +116,7 @@ def outputs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(outputs):
     """Settings of seconds: 3 speakers, 63 clips of a second, a VGG-15 of 1 to 16 channels."""
-    return config.load_settings(
+    return load_settings(
         "smoke",
         outputs=str(outputs),
         width=1 / 32,
@@ -127,40 +129,38 @@ def tiny(outputs):
 
 @pytest.fixture(scope="session")
 def federation(tiny):
-    return partition.load_federation(tiny)
+    return load_federation(tiny)
 
 
 @pytest.fixture(scope="session")
 def speakers4(outputs):
     """A federation of 4 speakers and 140 clips."""
-    return partition.load_federation(
-        config.load_settings("smoke", outputs=str(outputs), speakers=4, clips=140)
-    )
+    return load_federation(load_settings("smoke", outputs=str(outputs), speakers=4, clips=140))
 
 
 @pytest.fixture(scope="session")
 def trained(speakers4, common):
     """(model, x, y): a VGG-15 of 4 to 32 channels that recognises most of the 140 clips."""
-    model = models.build(len(speakers4.classes), width=1 / 16, generator=generator(0, "init"))
+    model = vgg.build(len(speakers4.classes), width=1 / 16, generator=generator(0, "init"))
     x, y = speakers4.tensors(speakers4.clips)
 
     def train(path):
-        weights = {name: value.clone() for name, value in models.state_arrays(model).items()}
-        update = training.client_update(
+        weights = {name: value.clone() for name, value in vgg.state_arrays(model).items()}
+        update = local_training.client_update(
             model, weights, x[:, :, :186].contiguous(), y,  # the first 3 s suffice
             generator=generator(0, "trained"), epochs=20, batch_size=8, learning_rate=1e-3,
         )  # fmt: skip
         save_file({name: v.contiguous() for name, v in update.weights.items()}, path)
 
     path = once(common / "trained.safetensors", train)
-    return models.load_arrays(model, load_file(path)).eval(), x, y
+    return vgg.load_arrays(model, load_file(path)).eval(), x, y
 
 
 @pytest.fixture(scope="session")
 def on_trial(trained, speakers4):
     """The trained model behind the randomisation, with 14 clips and 4 draws."""
     model, x, y = trained
-    plain, clips = models.folded(model), speakers4.clips.iloc[:14]
+    plain, clips = vgg.folded(model), speakers4.clips.iloc[:14]
     return Trial(
         plain=plain, aim=plain, clips=clips, x=x[:14], y=y[:14], classes=speakers4.classes,
         mean=torch.zeros(64), std=torch.ones(64), facts={"run": "r", "model": "nature", "round": 1},

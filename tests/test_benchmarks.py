@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedser_utils import config, remedies
-from fedser_utils.config import ROOT
+from fedser_utils.analysis.heterogeneity import interventions
+from fedser_utils.core.settings import ROOT, load_settings
 
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(p for p in FOLDER.glob("*.py") if p.stem not in ("report", "ceilings"))
@@ -119,9 +119,11 @@ def test_a_figure_needs_a_unit(report):
 def test_runs_are_told_apart_by_their_remedy(monkeypatch, capsys):
     monkeypatch.syspath_prepend(FOLDER)
     heterogeneity = importlib.import_module("heterogeneity")
-    given = config.load_settings("smoke")
+    given = load_settings("smoke")
     names = ["group norm", "as given", "FedProx", "as given"]
-    made = [dataclasses.replace(remedies.remedied(given, n), seed=i) for i, n in enumerate(names)]
+    made = [
+        dataclasses.replace(interventions.remedied(given, n), seed=i) for i, n in enumerate(names)
+    ]
     made.append(dataclasses.replace(given, rounds=5))
     runs = [SimpleNamespace(id=str(i), settings=own) for i, own in enumerate(made)]
     found = heterogeneity.by_remedy(runs)

@@ -9,8 +9,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedser_utils import answers, models
-from fedser_utils.seeding import generator
+from fedser_utils.core.seeding import generator
+from fedser_utils.federated.client_app import as_record
+from fedser_utils.learning import vgg
 
 client_app = ClientApp()
 server_app = ServerApp()
@@ -28,7 +29,7 @@ def train(message: Message, context: Context) -> Message:
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     told, ends = context.run_config, []
-    model = models.build(7, width=float(told["width"]), generator=generator(0, "init"))
+    model = vgg.build(7, width=float(told["width"]), generator=generator(0, "init"))
 
     def after_round(number, arrays):
         ends.append(time.time())
@@ -38,6 +39,6 @@ def main(grid: Grid, context: Context) -> None:
         min_train_nodes=int(told["clients"]),
         min_available_nodes=int(told["clients"]),
     )
-    weights = answers.as_record(models.state_arrays(model))
+    weights = as_record(vgg.state_arrays(model))
     strategy.start(grid, weights, int(told["rounds"]), evaluate_fn=after_round)
     Path(str(told["result"])).write_text(json.dumps(ends))

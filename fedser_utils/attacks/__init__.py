@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from fedser_utils.attacks.art_bridge import TOOLBOX, art_attack
 from fedser_utils.attacks.boundary import deepfool
 from fedser_utils.attacks.gradient import fgsm, pgd
-from fedser_utils.attacks.sound import perceptibility, snr_db, waveform_pgd
 from fedser_utils.attacks.target import Model, predictions
-from fedser_utils.attacks.toolbox import TOOLBOX, art_attack
-from fedser_utils.config import choose
+from fedser_utils.attacks.waveform import perceptibility, snr_db, waveform_pgd
+from fedser_utils.core.errors import choose
 
 __all__ = [
     "ATTACKS",

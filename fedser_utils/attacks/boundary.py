@@ -8,7 +8,7 @@ from torch import Tensor
 from fedser_utils.attacks import target
 from fedser_utils.attacks.gradient import NORMS, kept
 from fedser_utils.attacks.target import TINY, Model
-from fedser_utils.config import choose, number
+from fedser_utils.core.errors import choose, number
 
 
 def deepfool(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedser_utils.attacks import target
 from fedser_utils.attacks.target import Model
-from fedser_utils.config import choose, number
+from fedser_utils.core.errors import choose, number
 
 NORMS = ("linf", "l2")
 

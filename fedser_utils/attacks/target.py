@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedser_utils.config import choose, number
+from fedser_utils.core.errors import choose, number
 
 Model = Callable[[Tensor], Tensor]
 TINY = 1e-7  # ART's, where a quotient could be by zero

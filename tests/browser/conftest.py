@@ -20,14 +20,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedser_utils import config, federated
-from fedser_utils.services import free_port
+from fedser_utils.core.settings import ROOT, load_settings
+from fedser_utils.federated import server_app
+from fedser_utils.federated.deployment.processes import free_port
 
 FILM = os.environ.get("FEDSER_FILM")  # a finished demo study: the README's pictures are of it
-REFERENCE = config.ROOT / "outputs" / "reference"
+REFERENCE = ROOT / "outputs" / "reference"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PICTURES = config.ROOT / "outputs" / "browser"
-NOTEBOOKS = config.ROOT / "notebooks"
+PICTURES = ROOT / "outputs" / "browser"
+NOTEBOOKS = ROOT / "notebooks"
 
 
 def pytest_collection_modifyitems(items):
@@ -51,7 +52,7 @@ def study(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("browser") / "outputs"
     small = {"outputs": str(outputs), "rounds": 4, "local_epochs": 6, "eval_every": 2}
     for attack in ("none", "fgsm"):
-        federated.train(config.load_settings("smoke", attack=attack, clips=126, **small))
+        server_app.train(load_settings("smoke", attack=attack, clips=126, **small))
     return outputs
 
 
@@ -124,7 +125,7 @@ def lab(folder):
 @pytest.fixture(scope="session")
 def dashboard(study, folder):
     """The address of the dashboard that Voila serves."""
-    port, token, voila = free_port(), secrets.token_hex(8), config.ROOT / "deploy" / "voila"
+    port, token, voila = free_port(), secrets.token_hex(8), ROOT / "deploy" / "voila"
     command = [str(Path(sys.executable).parent / "voila"), str(folder / "08_dashboard.ipynb")]
     command += [f"--Voila.token={token}", "--port", str(port)]
     address, log = f"http://127.0.0.1:{port}/?token={token}", folder.parent / "voila.log"

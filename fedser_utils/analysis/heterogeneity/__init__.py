@@ -1,0 +1,1 @@
+"""How unlike the clients are, what may help, and what helped."""

@@ -1,0 +1,138 @@
+"""What may help clients that are not alike: each remedy is a small change of a run's settings.
+
+A remedy is trained as a run of its own and compared with the same run without it. Most are from
+the literature on clients that differ: FedProx (Li et al., 2020), server momentum (Hsu et al.,
+2019), FedAdam (Reddi et al., 2021), local batch normalisation (FedBN, Li et al., 2021), group
+normalisation (Wu and He, 2018; Hsieh et al., 2020). The others are the settings one would try
+first. None is known to help on corpora that nobody has tried.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from fedser_utils.core.errors import InputError, choose
+from fedser_utils.core.settings import HOW, STRATEGIES, WHO, Settings
+
+Changes = dict[str, Any]
+AS_GIVEN = "as given"
+
+
+def _always(**changes: Any) -> Callable[[Settings], Changes]:
+    return lambda settings: changes
+
+
+def _strategy(name: str, **options: Any) -> Callable[[Settings], Changes]:
+    """Another strategy; what belongs to the present one alone is left to Flower again."""
+    return lambda settings: (
+        dict.fromkeys(STRATEGIES[settings.strategy]) | {"strategy": name} | options
+    )
+
+
+REMEDIES: Mapping[str, Callable[[Settings], Changes]] = {
+    AS_GIVEN: _always(),
+    "optimiser state reset": _always(client_state="reset"),
+    "kept optimiser state": _always(client_state="keep"),
+    "FedProx": _strategy("FedProx", proximal_mu=0.01),
+    # Flower's momentum is torch's: a steady update grows to learning rate / (1 - momentum) of
+    # itself, here to its own length. Hsu et al.'s 0.9 with Flower's rate of 1 makes it ten times
+    # as long, and looks back over ten rounds, which is much where there are a few dozen
+    "FedAvgM": _strategy("FedAvgM", server_momentum=0.5, server_learning_rate=0.5),
+    # Flower's eta of 0.1 may move each weight by 0.1 a round, which is more than most weights
+    "FedAdam": _strategy("FedAdam", eta=0.01, tau=1e-3),
+    "local batch norm": _always(batch_norm="local"),
+    "re-estimated batch norm": _always(batch_norm="reestimate"),
+    "group norm": _always(norm="group", batch_norm="average"),
+    "smaller learning rate": lambda settings: {"learning_rate": 0.3 * settings.learning_rate},
+    "decaying learning rate": lambda settings: {  # the last round has a tenth of the first's
+        "learning_rate_decay": 0.1 ** (1 / max(1, settings.rounds - 1))
+    },
+    "more local epochs": lambda settings: {"local_epochs": 2 * settings.local_epochs},
+    "half of the clients": lambda settings: {"fraction_train": settings.fraction_train / 2},
+    "standardised per corpus": _always(standardisation="corpus"),
+    "standardised per client": _always(standardisation="client"),
+    "level rms": _always(level="rms"),
+}
+
+# what stands in the way -> the remedies that are aimed at it
+AGAINST: Mapping[str, tuple[str, ...]] = {
+    "drift": (
+        "FedProx", "FedAvgM", "FedAdam", "optimiser state reset", "kept optimiser state",
+        "smaller learning rate", "decaying learning rate",
+    ),
+    "batch norm": ("local batch norm", "re-estimated batch norm", "group norm"),
+    "input": ("standardised per corpus", "standardised per client", "level rms"),
+}  # fmt: skip
+
+
+def remedied(settings: Settings, name: str) -> Settings:
+    """The settings with one remedy. Raises InputError for an unknown one, with the choices, and
+    where these settings cannot have it, with the reason."""
+    choose("remedy", name, tuple(REMEDIES))
+    return dataclasses.replace(settings, **REMEDIES[name](settings))
+
+
+def changes(settings: Settings, name: str) -> Changes:
+    """What a remedy makes of the settings, setting by setting; {} where it changes nothing."""
+    return differences(settings, remedied(settings, name))
+
+
+def differences(before: Settings, after: Settings) -> Changes:
+    """The settings that change a result and are not the same, as ``after`` has them; which model
+    and seed it is does not count."""
+    old, new = before.values(), after.values()
+    left_out = {*HOW, *WHO}
+    return {k: v for k, v in new.items() if k not in left_out and v != old[k]}
+
+
+def in_words(changed: Mapping[str, Any]) -> str:
+    """``strategy FedProx, proximal_mu 0.01``; what is left to Flower again is not said."""
+    shown = {name: value for name, value in changed.items() if value is not None}
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in shown.items()
+    )
+
+
+def fitting(settings: Settings) -> list[str]:
+    """The remedies that these settings can have and that change them, after "as given"."""
+    found = [AS_GIVEN]
+    for name in REMEDIES:
+        if name == "standardised per corpus" and len(settings.corpora) == 1:
+            continue
+        try:
+            changed = changes(settings, name)
+        except InputError:
+            continue
+        found += [name] if changed else []
+    return found
+
+
+def chosen(settings: Settings, names: Sequence[str]) -> list[str]:
+    """The remedies of these names, after "as given"; "all": those that are ``fitting``. Raises
+    InputError for a name that is none, and for a remedy that these settings cannot have."""
+    if "all" in names:
+        return fitting(settings)
+    for name in names:
+        choose("remedy", name, ("all", *REMEDIES))
+        remedied(settings, name)
+    return list(dict.fromkeys([AS_GIVEN, *names]))
+
+
+def recognised(baseline: Settings, settings: Settings) -> str | None:
+    """The remedy that makes ``settings`` of ``baseline``; None if it is none."""
+    for name in [AS_GIVEN, *fitting(baseline)[1:]]:
+        if not differences(remedied(baseline, name), settings):
+            return name
+    return None
+
+
+def baseline_of(made: Iterable[Settings]) -> Settings:
+    """Of the settings of several runs, those from which most of the others are one remedy away.
+    Raises InputError for none."""
+    made = list(made)
+    if not made:
+        raise InputError("no settings to find a baseline among")
+    return max(made, key=lambda each: sum(recognised(each, other) is not None for other in made))

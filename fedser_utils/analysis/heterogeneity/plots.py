@@ -1,0 +1,188 @@
+"""The pictures of clients that are not alike, and of what each remedy does. Never imports torch.
+
+In the style of ``figures``; every legend stands outside the axes, since there may be as many
+curves as remedies, and as many clients as speakers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fedser_utils.analysis.figures import PAGE, STYLE, finished
+from fedser_utils.analysis.heterogeneity.client_differences import ALL
+from fedser_utils.analysis.heterogeneity.interventions import AS_GIVEN
+from fedser_utils.analysis.tables import CONDITIONS, class_order
+
+# Okabe and Ito's; black is kept for what is given, or for all together
+_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "0.45")
+_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_BLACK = {"color": "black", "linestyle": "-", "linewidth": 2.2, "zorder": 5}
+
+
+def _looks(names: Iterable[str]) -> dict[str, dict]:
+    """A look of its own for each name: seven colours and markers, then again with other dashes."""
+    cycle = itertools.product(_DASHES, zip(_COLOURS, _MARKERS, strict=True))
+    return {
+        name: {"color": colour, "marker": marker, "linestyle": dash}
+        for name, (dash, (colour, marker)) in zip(names, itertools.cycle(cycle))
+    }
+
+
+def _legend(figure: Figure, axes: plt.Axes) -> None:
+    """At the right of everything, in as many columns as the height asks for."""
+    handles, names = axes.get_legend_handles_labels()
+    rows = max(1, int(figure.get_figheight() / 0.17))
+    columns = -(-len(names) // rows)
+    figure.legend(handles, names, loc="outside right upper", ncols=columns, handlelength=2.6)
+
+
+@mpl.rc_context(STYLE)
+def remedies(rounds: pd.DataFrame, *, condition: str = "original", caption: str = "") -> Figure:
+    """UAR against the round, a curve per remedy: the mean over seeds, "as given" black and thick.
+
+    rounds: rows of the runs' ``rounds.csv`` with the column remedy; of several attacks, one.
+    """
+    own = rounds[rounds["condition"] == condition]
+    names = list(dict.fromkeys(own["remedy"]))
+    looks = _looks(name for name in names if name != AS_GIVEN) | {AS_GIVEN: _BLACK}
+    figure, axes = plt.subplots(figsize=(PAGE, 3.2))
+    for name in names:
+        mean = own[own["remedy"] == name].groupby("round")["uar"].mean()
+        axes.plot(mean.index, mean, label=name, **looks[name])
+    axes.set(xlabel="Round", ylabel=f"UAR [%], {CONDITIONS[condition].lower()}", ylim=(0, 100))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _legend(figure, axes)
+    return finished(figure, caption)
+
+
+@mpl.rc_context(STYLE)
+def input_shift(bands: pd.DataFrame, *, caption: str = "") -> Figure:
+    """Mean log-Mel of each band, a curve per group with its standard deviation as a band, all
+    together black. bands: as ``client_differences.input_shift`` gives it."""
+    by = bands.columns[0]
+    names = [name for name in dict.fromkeys(bands[by]) if name != ALL]
+    looks = _looks(names) | {ALL: _BLACK}
+    figure, axes = plt.subplots(figsize=(PAGE, 2.8))
+    for name in [ALL, *names]:
+        own, look = bands[bands[by] == name], looks[name]
+        axes.plot(own["band"], own["mean"], label=name, **look | {"marker": ""})
+        if name != ALL:
+            low, high = own["mean"] - own["std"], own["mean"] + own["std"]
+            axes.fill_between(own["band"], low, high, color=look["color"], alpha=0.1, linewidth=0)
+    axes.set(xlabel="Mel band", ylabel="log-Mel (mean; area: deviation)")
+    _legend(figure, axes)
+    return finished(figure, caption)
+
+
+@mpl.rc_context(STYLE)
+def drift(rows: pd.DataFrame, *, caption: str = "") -> Figure:
+    """Every client's update after one round: its cosine to the mean update against its length. A
+    marker per corpus, as large as the client has clips. rows: as of ``client_drift.drift``."""
+    figure, axes = plt.subplots(figsize=(PAGE, 2.8))
+    looks = _looks(rows["corpus"].unique())
+    sizes = 12 + 60 * rows["examples"] / rows["examples"].max()
+    for name, own in rows.groupby("corpus", sort=False):
+        look = {key: looks[name][key] for key in ("color", "marker")}
+        shown = {"s": sizes[own.index], "alpha": 0.7, "linewidths": 0.4, "edgecolors": "black"}
+        axes.scatter(100 * own["relative"], own["cosine"], label=name, **look, **shown)
+    axes.axhline(0, color="0.5", linewidth=0.8)
+    axes.set(xlabel="Length of the update [% of the weights' norm]", ylabel="Cosine to the mean")
+    _legend(figure, axes)
+    return finished(figure, caption)
+
+
+@mpl.rc_context(STYLE)
+def batch_norm_shift(rows: pd.DataFrame, *, caption: str = "") -> Figure:
+    """Per layer of batch normalisation how far each corpus's statistics are from the model's: (a)
+    means, (b) variances; all corpora together black. rows: as ``client_drift.batch_norm_shift``."""
+    figure, panels = plt.subplots(1, 2, figsize=(PAGE, 2.6), sharex=True)
+    names = [name for name in dict.fromkeys(rows["corpus"]) if name != ALL]
+    looks = _looks(names) | {ALL: _BLACK}
+    titles = {
+        "mean_shift": "(a) Means [std of the model]",
+        "variance_shift": "(b) Variances [|ln|]",
+    }
+    for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        for name in [ALL, *names]:
+            own = rows[rows["corpus"] == name]
+            axes.plot(own["layer"], own[column], label=name, **looks[name])
+        axes.set(title=title, xlabel="Layer", ylabel="Mean over channels", ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    _legend(figure, panels[0])
+    return finished(figure, caption)
+
+
+@mpl.rc_context(STYLE)
+def clients_by_class(clips: pd.DataFrame, *, caption: str = "") -> Figure:
+    """Training clips of each client and class, clients grouped by corpus. The colour is a class's
+    share of the client's clips; the numbers, where there is room, are the clips. A client with
+    clips of several corpora stands in each of them."""
+    train = clips[clips["split"] == "train"]
+    counts = pd.crosstab([train["corpus"], train["client"]], train["emotion"])
+    counts = counts[class_order(counts.columns)]
+    share = 100 * counts.div(counts.sum(axis=1), axis=0)
+    figure, axes = plt.subplots(figsize=(PAGE, 1.6 + 0.24 * counts.shape[1]))
+    axes.grid(False)
+    image = axes.imshow(share.T, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.set_yticks(range(counts.shape[1]), counts.columns)
+    every = -(-len(counts) // 75)  # of more than 75 names not each has room
+    names = counts.index.get_level_values("client")
+    axes.set_xticks(
+        range(0, len(counts), every), names[::every], rotation=90,
+        fontsize=6 if len(counts) <= 40 else 4.5,
+    )  # fmt: skip
+    if len(counts) <= 30:
+        for (place, row), value in np.ndenumerate(counts.to_numpy()):
+            colour = "white" if share.iloc[place, row] > 55 else "black"
+            text = {"ha": "center", "va": "center", "fontsize": 6, "color": colour}
+            axes.text(place, row, str(value), **text)
+    _corpora(axes, list(counts.index.get_level_values("corpus")))
+    axes.set_xlabel("Client")
+    axes.tick_params(length=0)
+    figure.colorbar(image, ax=axes, label="Share of the client's clips [%]", pad=0.01)
+    return finished(figure, caption)
+
+
+def _corpora(axes: plt.Axes, corpora: list[str]) -> None:
+    """A line between corpora, and their names above: slanted where they would meet."""
+    groups = [(name, len(list(own))) for name, own in itertools.groupby(corpora)]
+    start, room = 0, 100 / len(corpora)  # letters for one client
+    slanted = any(len(name) + 1 > room * count for name, count in groups)
+    for name, count in groups:
+        if start:
+            axes.axvline(start - 0.5, color="black", linewidth=1)
+        turn = {"rotation": 30, "ha": "left"} if slanted else {"ha": "center"}
+        at = start + count / 2 - 0.5
+        axes.text(at, 1.02, name, transform=axes.get_xaxis_transform(), va="bottom", **turn)
+        start += count
+
+
+@mpl.rc_context(STYLE)
+def against_alpha(rows: pd.DataFrame, *, caption: str = "") -> Figure:
+    """UAR against the Dirichlet partition's alpha, a curve per condition; small alpha: clients are
+    very unlike. The area holds half of the clients, dots are the worst client, both on original
+    clips. rows: as ``client_differences.by_alpha`` gives them."""
+    figure, axes = plt.subplots(figsize=(PAGE, 2.8))
+    names = [name for name in CONDITIONS if name in set(rows["condition"])]
+    looks = _looks(names)
+    for name in names:
+        own = rows[rows["condition"] == name].sort_values("alpha")
+        axes.plot(own["alpha"], own["uar"], label=CONDITIONS[name], **looks[name])
+    own = rows[rows["condition"] == "original"].sort_values("alpha")
+    colour = looks["original"]["color"]
+    half = {"color": colour, "alpha": 0.15, "linewidth": 0, "label": "middle half of clients"}
+    axes.fill_between(own["alpha"], own["low"], own["high"], **half)
+    axes.plot(own["alpha"], own["worst_uar"], ":", color=colour, marker=".", label="worst client")
+    axes.set(xscale="log", xlabel="Dirichlet alpha", ylabel="UAR [%]", ylim=(0, 100))
+    axes.set_xticks(own["alpha"], [f"{alpha:g}" for alpha in own["alpha"]])
+    axes.minorticks_off()
+    _legend(figure, axes)
+    return finished(figure, caption)

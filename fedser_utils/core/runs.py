@@ -1,0 +1,296 @@
+"""A run is a folder: settings, rounds, predictions, weights, checkpoints. No pickle anywhere.
+
+Everything is written beside its place and renamed, so a reader or a crash never meets half a
+file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+from fedser_utils.core.errors import InputError
+from fedser_utils.core.settings import HOW, LATER, ROOT, WHO, Settings
+
+log = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray]
+DEPLOYED = "deployment"  # in the place of a corpus's fingerprint: the clients' are their own
+PREDICTIONS = ["run", "model", "round", "attack", "condition", "draw", "clip", "speaker"]
+PREDICTIONS += ["y_true", "y_pred"]
+LOCKS = Path("/proc/locks")  # Linux's list of locks, with the process that holds each
+_PACKAGES = ("torch", "torchaudio", "flwr", "numpy", "pandas", "scikit-learn", "soundfile")
+
+
+class RunBusyError(InputError):
+    """Another process is writing this run."""
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path to write to, beside ``path``; renamed to it when all went well."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder. config: what its config.json holds."""
+
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def settings(self) -> Settings:
+        """The settings it was made with; its outputs are where it lies now."""
+        return Settings(**self.config["settings"] | {"outputs": str(self.folder.parent)})
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last round was reached and its model written."""
+        return (self.folder / "model.safetensors").exists()
+
+    def table(self, name: str) -> pd.DataFrame:
+        """predictions, clips (parquet) or rounds, rejected (CSV); empty if not yet written."""
+        for path, read in (
+            (self.folder / f"{name}.parquet", pd.read_parquet),
+            (self.folder / f"{name}.csv", pd.read_csv),
+        ):
+            if path.exists():
+                return read(path)
+        return pd.DataFrame()
+
+    def kept(
+        self, name: str, key: Mapping[str, Any], make: Callable[[], pd.DataFrame]
+    ) -> pd.DataFrame:
+        """``name.parquet``, if it was made with this key (what its content depends on); otherwise
+        made now and written."""
+        key = json.loads(json.dumps(key))
+        found = self.table(name)
+        if found.attrs.get("key") != key:
+            found = make()
+            found.attrs["key"] = key
+            self.write(f"{name}.parquet", found)
+        return found
+
+    def write(self, name: str, table: pd.DataFrame) -> None:
+        """name: with its ending, .csv or .parquet."""
+        write_table(self.folder / name, table)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV or parquet file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as partial:
+        if path.suffix == ".parquet":
+            table.to_parquet(partial, index=False)
+        else:
+            table.to_csv(partial, index=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as partial:
+        partial.write_text(text)
+
+
+def setting_digest(settings: Mapping[str, Any], fingerprint: str) -> str:
+    """Digest of everything two runs of one study must share to be compared: all settings that
+    change a result, except which model and which seed it is, and the corpus's content."""
+    left_out = {*HOW, *WHO, "corpus"}
+    left_out |= {k for k, v in LATER.items() if k in settings and settings[k] == v}
+    shared = {k: v for k, v in settings.items() if k not in left_out} | {"corpus": fingerprint}
+    text = json.dumps(shared, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def name_of(settings: Settings, fingerprint: str) -> str:
+    """The name of the run of these settings on this corpus."""
+    digest = setting_digest(settings.values(), fingerprint)
+    return f"{settings.study}-{settings.model}-s{settings.seed}-{digest}"
+
+
+def read_run(folder: Path) -> Run:
+    """A run from its folder."""
+    return Run(folder, json.loads((folder / "config.json").read_text()))
+
+
+def open_run(settings: Settings, fingerprint: str, **facts: Any) -> Run:
+    """The run of these settings on this corpus: found again, or started with its config.json.
+
+    fingerprint: of the corpus's content. facts: further entries for config.json, e.g. device.
+    """
+    name = name_of(settings, fingerprint)
+    folder = Path(settings.outputs) / name
+    path = folder / "config.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "run": name,
+            "study": settings.study,
+            "model": settings.model,
+            "setting": setting_digest(settings.values(), fingerprint),
+            "fingerprint": fingerprint,
+            "settings": settings.values(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {p: importlib.metadata.version(p) for p in _PACKAGES}
+            | {"python": platform.python_version()},
+            "commit": commit(),
+            **facts,
+        }
+        write_text(path, json.dumps(config, indent=2) + "\n")
+    return read_run(folder)
+
+
+def find_runs(outputs: str | Path, study: str) -> list[Run]:
+    """All runs of a study, oldest first."""
+    configs = (json.loads(path.read_text()) for path in Path(outputs).glob("*/config.json"))
+    chosen = [c for c in configs if c["study"] == study]
+    return [Run(Path(outputs) / c["run"], c) for c in sorted(chosen, key=lambda c: c["started"])]
+
+
+def study_runs(settings: Settings) -> list[Run]:
+    """The complete runs of the settings' study that can stand in one table, oldest first.
+
+    Runs that differ in more than model and seed are not mixed: if there are several such groups,
+    the one made with exactly these settings is taken. Raises InputError where no run is
+    complete, or several groups are and none is this one.
+    """
+    outputs, study = settings.outputs, settings.study
+    runs = [run for run in find_runs(outputs, study) if run.complete]
+    if not runs:
+        raise InputError(f"study {study!r} has no complete run in {outputs!r}; run 02 first")
+    groups = {run.config["setting"] for run in runs}
+    if len(groups) > 1:
+        values = settings.values()
+        prints = {run.config["fingerprint"] for run in runs}
+        found = groups & {setting_digest(values, fingerprint) for fingerprint in prints}
+        if len(found) != 1:
+            listed = ", ".join(run.id for run in runs)
+            what = (
+                "on different corpora; move those of the former one away"
+                if found
+                else ("with different settings")
+            )
+            raise InputError(f"study {study!r} holds runs {what}: {listed}")
+        log.warning("study %s: %d groups of runs, using %s", study, len(groups), *found)
+        groups = found
+    return [run for run in runs if run.config["setting"] in groups]
+
+
+def find_run(settings: Settings) -> Run:
+    """The complete run of the settings' study, model and seed; its corpus is where the settings
+    have it now. Raises InputError if there is none."""
+    runs = study_runs(settings)
+    for run in runs:
+        made = run.config["settings"]
+        if (run.config["model"], made["seed"]) == (settings.model, settings.seed):
+            return Run(run.folder, run.config | {"settings": made | {"corpus": settings.corpus}})
+    listed = ", ".join(run.id for run in runs)
+    raise InputError(
+        f"study {settings.study!r} has no complete run of model {settings.model!r} with seed "
+        f"{settings.seed}; it has {listed}"
+    )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run's lock; it goes with the process, however that ends."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunBusyError(f"run {folder.name} is being written by another process") from None
+        yield
+
+
+def writer(folder: Path) -> str:
+    """Who holds a run's lock, in words; "" if nobody does. Nothing is written, and no lock taken: a
+    training that starts in this instant must find it free."""
+    path = folder / ".lock"
+    if not path.exists():
+        return ""
+    number = path.stat().st_ino
+    for line in LOCKS.read_text().splitlines() if LOCKS.exists() else ():
+        words = line.split()  # number: FLOCK ADVISORY WRITE process place start end
+        if "FLOCK" in words and "->" not in words and words[5].rsplit(":", 1)[1] == str(number):
+            return f"process {words[4]}"
+    return ""
+
+
+def save_model(run: Run, weights: Arrays, **metadata: str) -> None:
+    """Write ``model.safetensors``; its presence says that the run is complete."""
+    save_arrays(run.folder / "model.safetensors", weights, **metadata)
+
+
+def load_model(run: Run) -> Arrays:
+    """The arrays of ``model.safetensors``."""
+    return load_file(run.folder / "model.safetensors")
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], **metadata: str) -> None:
+    """Write arrays as safetensors, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as partial:
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, partial, metadata)
+
+
+def load_arrays(path: Path) -> Arrays:
+    """What ``save_arrays`` wrote."""
+    return load_file(path)
+
+
+def made_on(runs: Sequence[Run]) -> dict[str, str]:
+    """Columns that say where runs were trained: processor, precision; several with semicolons."""
+    precisions = {True: "bf16", False: "fp32", None: "precision not recorded"}
+    found = {
+        "processor": {run.config["device"] for run in runs},
+        "precision": {precisions[run.config.get("bf16")] for run in runs},
+    }
+    return {name: "; ".join(sorted(values)) for name, values in found.items()}
+
+
+def origin(runs: Sequence[Run]) -> str:
+    """Where a figure comes from: runs, the commits they were made with, where, and the present
+    commit."""
+    made = ", ".join(sorted({run.config["commit"] for run in runs}))
+    made += f" on {', '.join(made_on(runs).values())}"
+    return f"runs {', '.join(run.id for run in runs)}; made with {made}; drawn with {commit()}"
+
+
+def commit() -> str:
+    """The repository's commit, with "+" if the work tree differs; "unknown" outside git."""
+    try:
+        options = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+        head = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], **options).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if dirty else "")

@@ -1,0 +1,65 @@
+"""Clips -> clients of a skew that is chosen: alike, with other labels, or with more clips.
+
+Test clips are dealt as training clips are, so that a client is tested on what it is like.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from fedser_utils.core.errors import InputError, choose
+from fedser_utils.core.seeding import rng
+from fedser_utils.core.settings import PARTITIONS, SKEWED, client_name
+
+DRAWS = 100  # before a skew is given up that leaves a client without a clip
+
+
+def dealt(
+    clips: pd.DataFrame, *, how: str, count: int, alpha: float | None, seed: int
+) -> pd.Series:
+    """The client of every row of ``clips`` (clip, speaker, emotion, split).
+
+    speaker: each is a client. Otherwise ``count`` clients: iid, equal shares at random; dirichlet,
+    each class shared out by a draw of a Dirichlet distribution (Hsu et al., 2019); quantity, all
+    clips by one such draw (Li et al., 2022). alpha: the distribution's, of all clients alike;
+    small: very unequal shares; None: ``settings.SKEWED``.
+
+    Raises InputError where a client would have no training clip, in any of ``DRAWS`` draws.
+    """
+    choose("partition", how, PARTITIONS)
+    if how == "speaker":
+        return clips["speaker"].copy()
+    trains = (clips["split"] == "train").sum()
+    if count > trains:
+        raise InputError(f"client_count {count} is more than the {trains} training clips")
+    alpha = SKEWED.get(how) if alpha is None else alpha
+    generator = rng(seed, "partition", how)
+    for _ in range(DRAWS):
+        client = _draw(clips, how, count, alpha, generator)
+        if client[clips["split"] == "train"].nunique() == count:
+            return client.map(client_name)
+    raise InputError(
+        f"skew_alpha {alpha:g} leaves some of {count} clients without a training clip; choose a "
+        "larger one, or a smaller client_count"
+    )
+
+
+def _draw(
+    clips: pd.DataFrame, how: str, count: int, alpha: float | None, generator: np.random.Generator
+) -> pd.Series:
+    """A number of a client for every row."""
+    numbers = np.zeros(len(clips), int)
+    labels = clips["emotion"] if how == "dirichlet" else np.full(len(clips), "")
+    table = pd.DataFrame({"label": labels, "split": clips["split"], "clip": clips["clip"]})
+    table["place"] = np.arange(len(clips))
+    for _, of_label in table.sort_values("clip").groupby("label"):
+        share = np.full(count, 1 / count)
+        if how in SKEWED:
+            share = generator.dirichlet(np.full(count, alpha))
+        for _, own in of_label.groupby("split"):
+            cuts = np.round(np.cumsum(share)[:-1] * len(own)).astype(int)
+            dealt_out = np.split(generator.permutation(own["place"].to_numpy()), cuts)
+            for number, places in enumerate(dealt_out):
+                numbers[places] = number
+    return pd.Series(numbers, index=clips.index)

@@ -1,0 +1,1 @@
+"""Flower's processes on one machine or many: keys, certificates, the gate before them."""

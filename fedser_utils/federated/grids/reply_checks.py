@@ -1,0 +1,77 @@
+"""What a client sends is looked at before anything believes it.
+
+Flower's FedAvg takes NaN, 1e30 and a claim of 10^12 examples as they come, and one such reply owns
+the model. Here each reply has a fault, in words, or None. A plausible lie is not a fault: against
+that there are FedMedian, FedTrimmedAvg, Krum, MultiKrum and Bulyan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LARGEST = 1e6  # norm of an array; no sound model's is near
+MOST_CLIPS = 1_000_000  # of one client
+
+
+def fault_of_weights(
+    weights: Mapping[str, Tensor], like: Mapping[str, Tensor], *, times: int = 1
+) -> str | None:
+    """What is wrong with a client's ``weights``; ``like`` is the model it was sent. times: they
+    are as many clients' sum."""
+    if list(weights) != list(like):
+        return "arrays that are not the model's"
+    for name, value in weights.items():
+        if value.dtype != like[name].dtype:
+            return f"{name} of type {str(value.dtype).removeprefix('torch.')}"
+        if value.shape != like[name].shape:
+            return f"{name} of shape {tuple(value.shape)}"
+    norms = torch.stack(torch._foreach_norm([*weights.values()]))
+    bad = ~(norms <= times * LARGEST)  # NaN compares as False
+    if bool(bad.any()):
+        name = [*weights][int(bad.nonzero()[0])]
+        return f"{name} holds {float(weights[name].abs().max()):.3g}"
+    return fault_of_variances(weights)
+
+
+def fault_of_variances(weights: Mapping[str, Tensor]) -> str | None:
+    """Whether a batch-norm variance is negative, which a sum may hide."""
+    variances = [v.flatten() for n, v in weights.items() if n.endswith("running_var")]
+    negative = variances and bool((torch.cat(variances) < 0).any())
+    return "a negative variance" if negative else None
+
+
+def fault_of_count(count: object, expected: int | None) -> str | None:
+    """What is wrong with a number of clips. expected: what the client said when it joined, or
+    what it has; None when it joins."""
+    if not isinstance(count, Integral) or not 1 <= count <= MOST_CLIPS:
+        return f"{count!r} clips"
+    if expected is not None and count != expected:
+        return f"{count} clips where it has {expected}"
+    return None
+
+
+def fault_of_sums(count: int, first: np.ndarray, second: np.ndarray, shape: tuple) -> str | None:
+    """What is wrong with the sums for the standardisation, as in ``log_mel.Sums``."""
+    for sums in (first, second):
+        if sums.shape != shape or sums.dtype != np.float64 or not np.isfinite(sums).all():
+            return "sums that are not the standardisation's"
+    if count < 1 or (second * count < first**2 * (1 - 1e-6)).any():  # a variance below zero
+        return "sums that no clips can have"
+    return None
+
+
+def fault_of_confusion(confusion: Sequence[int], expected: Sequence[int]) -> str | None:
+    """What is wrong with a confusion matrix, flat, rows of the truth. expected: the client's test
+    clips per class."""
+    classes = len(expected)
+    table = np.asarray(confusion)
+    if table.shape != (classes**2,) or table.dtype.kind != "i" or (table < 0).any():
+        return "a confusion matrix that is none"
+    if (table.reshape(classes, classes).sum(1) != np.asarray(expected)).any():
+        return "a confusion matrix of other clips than it has"
+    return None

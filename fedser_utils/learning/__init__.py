@@ -1,0 +1,8 @@
+"""The model and one client's training of it. Knows no Flower, and no attack by name."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={"vgg": ["build", "load"], "local_training": ["client_update"]},
+)

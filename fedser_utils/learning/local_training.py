@@ -1,0 +1,196 @@
+"""One client's share of a round: local epochs on original, or on half adversarial, clips.
+
+Adversarial training as in the paper's section 5.2: at the start of a round a random half of the
+client's clips is attacked with the model it received, and the loss weighs the two halves (Eq. 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.optim.adam import adam
+
+from fedser_utils.learning.vgg import VGG15, attackable, load_arrays, state_arrays
+
+Arrays = dict[str, Tensor]
+Attack = Callable[..., Tensor]
+
+
+class Update(NamedTuple):
+    """What a client's round yields. weights: as ``vgg.state_arrays``; optimiser: Adam's
+    moments and step per parameter, for the client's next round; loss: mean over the clips; own:
+    the arrays that stay with the client."""
+
+    weights: Arrays
+    optimiser: Arrays
+    loss: float
+    own: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Plan(NamedTuple):
+    """What a client's round draws: the clips that are attacked at its start, those that are not,
+    and for each step the original and the attacked clips it sees; all indices of clips."""
+
+    original: Tensor
+    attacked: Tensor
+    steps: list[tuple[Tensor, Tensor]]
+
+
+def draw(n: int, *, epochs: int, batch_size: int, attack: bool, generator: torch.Generator) -> Plan:
+    """A round on ``n`` clips. attack: whether half of them, rounded down, are attacked."""
+    order = torch.randperm(n, generator=generator)
+    attacked = order[: n // 2 if attack else 0]
+    original = order[len(attacked) :]
+    steps = [
+        step for _ in range(epochs) for step in _batches(original, attacked, batch_size, generator)
+    ]
+    return Plan(original, attacked, steps)
+
+
+def client_update(
+    model: VGG15,
+    weights: Arrays,
+    x: Tensor,
+    y: Tensor,
+    *,
+    generator: torch.Generator,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    optimiser: Arrays | None = None,
+    own: Arrays | None = None,
+    attack: Attack | None = None,
+    alpha: float = 0.5,
+    proximal_mu: float = 0.0,
+    bf16: bool = False,
+) -> Update:
+    """Train ``weights`` on one client's clips.
+
+    model: a workspace of the right shape; its content is overwritten. x: (n, 1, frames, mels)
+    standardised log-Mel and y: (n,) labels, n >= 1. optimiser: what the client's last round
+    returned, or None for a fresh Adam. own: arrays that are the client's own and take the place of
+    those it received; what it received goes back instead (FedBN, Li et al., 2021). attack:
+    ``(model, x, y) -> x_adv``, or None for natural training; alpha: weight of the original clips'
+    loss in Eq. 5. proximal_mu: FedProx's weight of mu/2 |w - weights|^2, added to what is minimised
+    and not to the loss that is reported (Li et al., 2020, Eq. 2). bf16: autocast in training,
+    and of the attack's gradients.
+
+    Neither ``weights`` nor ``optimiser`` nor ``own`` nor ``x`` is changed.
+    """
+    own = own or {}
+    begin = weights | own
+    load_arrays(model, begin)
+    plan = draw(
+        len(x), epochs=epochs, batch_size=batch_size, attack=attack is not None, generator=generator
+    )
+    if len(plan.attacked):
+        x, chosen = x.clone(), plan.attacked.to(x.device)
+        x[chosen] = attack(attackable(model, bf16=bf16), x[chosen], y[chosen])
+    state = started(model, optimiser)
+    total, seen = 0.0, 0
+    for clean, adversarial in plan.steps:
+        batch = torch.cat([clean, adversarial]).to(x.device)
+        losses = learn(
+            model, state, x[batch], y[batch], clean=len(clean), alpha=alpha,
+            learning_rate=learning_rate, proximal_mu=proximal_mu, anchor=begin, bf16=bf16,
+        )  # fmt: skip
+        total, seen = total + losses.sum(), seen + len(batch)
+    model.eval()
+    arrays = {name: value.clone() for name, value in state_arrays(model).items()}
+    kept = {f"{key}/{name}": v for key, part in state.items() for name, v in part.items()}
+    back = arrays | {name: weights[name] for name in own}
+    return Update(back, kept, float(total) / seen, {name: arrays[name] for name in own})
+
+
+def learn(
+    model: VGG15,
+    state: dict[str, Arrays],
+    x: Tensor,
+    y: Tensor,
+    *,
+    clean: int,
+    alpha: float,
+    learning_rate: float | Tensor,
+    proximal_mu: float = 0.0,
+    anchor: Arrays | None = None,
+    bf16: bool = False,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """One step on one batch; model and state (``started``) are changed.
+
+    x, y: the batch, its first ``clean`` clips original and the others attacked. anchor: the
+    weights that proximal_mu pulls to. forward: the model's forward pass in another form.
+    Returns the losses (batch,), detached.
+    """
+    model.train()
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        logits = (forward or model)(x)
+    losses = cross_entropy(logits.float(), y, reduction="none")
+    loss = mixed_loss(losses[:clean], losses[clean:], alpha=alpha)
+    model.zero_grad()
+    loss.backward()
+    if proximal_mu:
+        _pull_back(model, anchor, proximal_mu)
+    _step(model, state, learning_rate)
+    return losses.detach()
+
+
+def _pull_back(model: VGG15, weights: Arrays, mu: float) -> None:
+    """Add the gradient of mu/2 |w - weights|^2, over the trainable parameters."""
+    for name, parameter in model.named_parameters():
+        parameter.grad.add_(parameter.detach() - weights[name].to(parameter.device), alpha=mu)
+
+
+def mixed_loss(original: Tensor, adversarial: Tensor, *, alpha: float) -> Tensor:
+    """Eq. 5: alpha x mean(original) + (1 - alpha) x mean(adversarial), of per-clip losses; with
+    one kind only, its mean."""
+    if not len(adversarial):
+        return original.mean()
+    if not len(original):
+        return adversarial.mean()
+    return alpha * original.mean() + (1 - alpha) * adversarial.mean()
+
+
+def _batches(
+    original: Tensor, attacked: Tensor, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffle both kinds and deal them evenly over ``ceil(n / batch_size)`` batches."""
+    count = -(-(len(original) + len(attacked)) // batch_size)
+    dealt = []
+    for kind in (original, attacked):
+        shuffled = kind[torch.randperm(len(kind), generator=generator)]
+        dealt.append(shuffled.tensor_split(count))
+    yield from zip(*dealt, strict=True)
+
+
+def started(model: VGG15, optimiser: Arrays | None) -> dict[str, Arrays]:
+    """Adam's state, key -> parameter's name -> value: zeros, or ``optimiser`` (whose names are
+    e.g. ``exp_avg/classifier.0.bias``) copied into each parameter's own memory format: the fused
+    Adam walks through memory, and moments laid out otherwise would meet the wrong weights."""
+    parameters = dict(model.named_parameters())
+    state = {
+        "step": {name: value.detach().new_zeros(()) for name, value in parameters.items()},
+        "exp_avg": {name: torch.zeros_like(value) for name, value in parameters.items()},
+        "exp_avg_sq": {name: torch.zeros_like(value) for name, value in parameters.items()},
+    }
+    for key, own in state.items() if optimiser else ():
+        for name, value in own.items():
+            value.copy_(optimiser[f"{key}/{name}"].reshape(value.shape))
+    return state
+
+
+@torch.no_grad()
+def _step(model: VGG15, state: dict[str, Arrays], learning_rate: float | Tensor) -> None:
+    """A step of Adam (Kingma and Ba, 2015), torch's own with its defaults; through its functional
+    form, since torch.optim's classes load the compiler first, which takes a new process seconds."""
+    parameters = [*model.parameters()]
+    adam(
+        parameters, [p.grad for p in parameters], [*state["exp_avg"].values()],
+        [*state["exp_avg_sq"].values()], [], [*state["step"].values()], fused=True, amsgrad=False,
+        beta1=0.9, beta2=0.999, lr=learning_rate, weight_decay=0.0, eps=1e-8, maximize=False,
+    )  # fmt: skip

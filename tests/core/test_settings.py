@@ -1,0 +1,105 @@
+import pytest
+
+from fedser_utils.core.errors import InputError
+from fedser_utils.core.settings import (
+    load_settings,
+    notebook_settings,
+    own_parameters,
+    preset_names,
+)
+
+
+def test_presets_load():
+    assert preset_names() == ["demo", "deployment", "paper", "smoke"]
+    assert load_settings().preset == "demo"
+    paper = load_settings("paper")
+    assert (paper.rounds, paper.batch_size, paper.epsilon, paper.steps) == (300, 8, 0.05, 5)
+    assert (paper.speakers, paper.clips, paper.width, paper.alpha) == (68, 9365, 1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"preset": "dmeo"},
+            "preset 'dmeo' is unknown; choose from demo, deployment, paper, smoke",
+        ),
+        ({"atack": "pgd"}, "parameter 'atack' is unknown; did you mean attack? all are"),
+        ({"attack": "pdg"}, "attack 'pdg' is unknown; choose from none, fgsm, pgd, deepfool"),
+        ({"rounds": -3}, "rounds -3 must be a whole number >= 1"),
+        ({"rounds": 2.5}, "rounds 2.5 must be a whole number"),
+        ({"rounds": True}, "rounds True must be"),
+        ({"rounds": "3"}, "rounds '3' must be"),
+        ({"epsilon": 0}, "epsilon 0 must be a number > 0"),
+        ({"epsilon": float("nan")}, "epsilon nan must be"),
+        ({"epsilon": float("inf")}, "epsilon inf must be"),
+        ({"alpha": 1.5}, "alpha 1.5 must be a number >= 0 and <= 1"),
+        ({"speakers": 69}, "speakers 69 must be a whole number >= 2 and <= 68"),
+        (
+            {"corpus": "/nowhere"},
+            "corpus '/nowhere' does not exist; give 'synthetic', 'machines', a folder",
+        ),
+        ({"split": "by_mood"}, "split 'by_mood' is unknown"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(given, words):
+    with pytest.raises(InputError) as refusal:
+        load_settings(**given)
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_none_means_as_the_preset_says():
+    assert load_settings("smoke", rounds=None) == load_settings("smoke")
+
+
+def test_a_study_is_a_corpus_and_a_preset(tmp_path):
+    assert load_settings("demo").study == "demo"
+    folder = tmp_path / "emovo"
+    folder.mkdir()
+    assert load_settings("demo", corpus=str(folder)).study == "demo-emovo"
+
+
+def test_a_misspelt_name_in_an_injected_cell_is_refused():
+    cells = ["", '# Parameters: own\npreset: str = "smoke"\nattack: str = None', "x = 1"]
+    namespace = {"In": cells, "preset": "smoke", "attack": None}
+    assert notebook_settings(namespace).preset == "smoke"
+    cells.insert(2, '# Parameters\natack = "pgd"\n')
+    with pytest.raises(
+        SystemExit, match=r"'atack' is unknown; did you mean attack\? all are listed by pap"
+    ):
+        notebook_settings(namespace)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "words"),
+    [
+        (bool, True, "yes", "own 'yes' is unknown; choose from True, False"),
+        (int, 3, 2.5, "own 2.5 must be a whole number >= 1"),
+        (float, 0.1, 0, "own 0 must be a number > 0"),
+        ([float], [0.1, 2], [0.1, -1.0], r"own -1\.0 must be a number > 0"),
+        ([int], [1, 2], "[1, 2]", r"own '\[1, 2\]' must be a list of numbers, such as"),
+        ([int], [1], [], r"own \[\] must be a list of numbers"),
+    ],
+    ids=str,
+)
+def test_a_notebooks_own_parameters(kind, good, bad, words):
+    cells = ['# Parameters: own\npreset: str = "smoke"\nown = None']
+    notebook = {"In": cells, "preset": "smoke"}
+    assert notebook_settings(notebook | {"own": good}, own={"own": kind}).preset == "smoke"
+    with pytest.raises(SystemExit, match=words):
+        notebook_settings(notebook | {"own": bad}, own={"own": kind})
+
+
+def test_a_notebooks_own_parameters_come_from_the_preset_or_the_cell():
+    settings = load_settings("demo")
+    own = own_parameters({"full": None, "draws": 3}, {"full": bool, "draws": int}, settings)
+    assert (own.full, own.draws) == (False, 3)
+    with pytest.raises(SystemExit, match=r"full 1\.5 is unknown; choose from True, False"):
+        own_parameters({"full": 1.5}, {"full": bool}, settings)
+
+
+def test_a_pooled_model_has_its_own_name():
+    pooled = load_settings("demo", clients="pooled")
+    assert pooled.model == "centralised"
+    assert load_settings("demo", clients="pooled", attack="pgd").model == "centralised-pgd"
