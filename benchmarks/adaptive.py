@@ -20,7 +20,7 @@ from fedser_utils.core import devices, runs
 from fedser_utils.core.errors import refusals
 from fedser_utils.core.settings import ROOT, load_settings
 from fedser_utils.data import federation
-from fedser_utils.federated import client, server_app
+from fedser_utils.federated import server_app
 from fedser_utils.robustness import defended_model
 from fedser_utils.robustness.checklist import mean_uar
 from fedser_utils.robustness.defended_model import Attempt, eot_pgd
@@ -56,29 +56,29 @@ def main() -> None:
     if given.quick:
         with tempfile.TemporaryDirectory() as folder:
             settings = load_settings("smoke", outputs=folder, device=given.device)
-            measure(server_app.train(settings), client.device_of(settings), given)
+            measure(server_app.train(settings), devices.resolve_device(settings), given)
         return
     settings = load_settings("demo", outputs=given.outputs, device=given.device)
     with refusals():
         run = runs.find_run(settings)
-    measure(run, client.device_of(settings), given)
+    measure(run, devices.resolve_device(settings), given)
 
 
 def measure(run: runs.Run, device: str, given: argparse.Namespace) -> None:
     """Attack a run's model in every way, and write the result."""
     with refusals():
         data = federation.federation_of(run)
-    chosen = defended_model.some_of(data.table("test"), given.clips, seed=0)
+    chosen = defended_model.stratified_sample(data.table("test"), given.clips, seed=0)
     rows, figures = [], []
     with devices.worker_pool(device) as pool:
-        bf16 = client.uses_bf16(run.settings, device)
+        bf16 = devices.uses_bf16(run.settings, device)
         on = {"draws": 20, "device": device, "bf16": bf16, "pool": pool}
-        tried = defended_model.on_trial(run, data, chosen, **on)
+        tried = defended_model.load_defended_model(run, data, chosen, **on)
         for name, gradients, attempt in CASES[:2] if given.quick else CASES:
             begin = time.perf_counter()
-            moved = tried.attacked(attempt, name, gradients, epsilon=run.settings.epsilon)
+            moved = tried.attack(attempt, name, gradients, epsilon=run.settings.epsilon)
             seconds = time.perf_counter() - begin
-            left = mean_uar(tried.judged(moved, test="benchmark", attack=name))
+            left = mean_uar(tried.judge(moved, test="benchmark", attack=name))
             row = {"attack": name, "gradients": gradients, "left_percent": left}
             rows.append(row | {"attack_s": seconds})
             what = f"UAR left by PGD, {name}, {gradients} gradients (n = {len(chosen)})"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from ceilings import ceilings, forward_flop
@@ -24,11 +25,11 @@ from torch import Tensor, nn
 
 from fedser_utils import attacks
 from fedser_utils.analysis import metrics
+from fedser_utils.core import devices
 from fedser_utils.core.front_end import SPEECH
 from fedser_utils.core.seeding import generator
 from fedser_utils.core.settings import load_settings
 from fedser_utils.data import federation
-from fedser_utils.federated import client
 from fedser_utils.learning import local_training, vgg
 
 WORDS = {"fgsm": "FGSM", "pgd": "PGD, 5 steps", "deepfool": "DeepFool, 5 steps"}
@@ -78,14 +79,14 @@ def arts(model: nn.Module, batch: int, device: str) -> dict[str, Callable]:
 
 def ours(model: nn.Module, batch: int) -> dict[str, Callable]:
     """Our three, batch by batch."""
-    strength = {"epsilon": EPSILON, "step_size": STEP, "steps": STEPS, "overshoot": OVERSHOOT}
+    strength = SimpleNamespace(epsilon=EPSILON, step_size=STEP, steps=STEPS, overshoot=OVERSHOOT)
 
     def batched(attack: Callable) -> Callable:
         return lambda x, y: torch.cat(
             [attack(model, *part) for part in zip(x.split(batch), y.split(batch), strict=True)]
         )
 
-    return {name: batched(attacks.configured(name, **strength)) for name in attacks.ATTACKS}
+    return {name: batched(attacks.make_attack(strength, name)) for name in attacks.ATTACKS}
 
 
 def seconds(function: Callable, x: Tensor, y: Tensor, repeats: int) -> tuple[float, Tensor]:
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=2)
     given = parser.parse_args()
-    given.device = client.device_of(load_settings("paper", device=given.device))
+    given.device = devices.resolve_device(load_settings("paper", device=given.device))
     cpu = given.device == "cpu"
     if given.quick:
         given.width, given.batches, given.clips, given.epochs = 1 / 32, [4], 8, 1
@@ -130,11 +131,11 @@ def main() -> None:
     width = given.width or (0.25 if cpu else 1.0)
     batches = given.batches or ([1, 8, 32] if cpu else [8, 64, 128])
     model, x, y = trained(width, given.clips or (32 if cpu else 512), given.epochs, given.device)
-    targets = {"plain": model, "folded": vgg.folded(model)}
-    if not cpu or client.cpu_has_bf16():
-        targets["quick"] = vgg.Quick(model)
+    targets = {"plain": model, "folded": vgg.fold_batch_norm(model)}
+    if not cpu or devices.cpu_has_bf16():
+        targets["quick"] = vgg.Bf16GradientModel(model)
     if not cpu:
-        targets["quick, compiled"] = vgg.Quick(model, compiled=True)
+        targets["quick, compiled"] = vgg.Bf16GradientModel(model, compiled=True)
     iterations = deepfool_iterations(targets["folded"], x)
     rows = []
     for batch in batches:

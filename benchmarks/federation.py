@@ -57,10 +57,10 @@ def in_this_process(way: str, clients: int, width: float, rounds: int, device: s
         module.fit = fit
         module.client_clips = lambda *who: nothing
     client_app.load_federation = lambda settings: SimpleNamespace(clients=names)
-    made = strategies.careful_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
+    made = strategies.make_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
     record = client_app.as_record(vgg.state_arrays(ours.new_model(settings, 7)))
     seconds = []
-    with devices.worker_pool(ours.device_of(settings)) as pool:
+    with devices.worker_pool(ours.resolve_device(settings)) as pool:
         grid = cohort.CohortGrid(
             settings, names, [1] * clients, pool=pool, preaggregate=way == WAYS[0]
         )
@@ -154,10 +154,10 @@ def main() -> None:
         key, what = way.split(",")[-1].strip().replace(" ", "_").lower(), f"Federation: {way}"
         what += f", {size[0]} clients, a round beyond training"
         figures.append(figure(f"federation_{key}_s", spent, what))
+    from fedser_utils.core.devices import resolve_device
     from fedser_utils.core.settings import load_settings
-    from fedser_utils.federated.client import device_of
 
-    device = device_of(load_settings("paper", device=given.device))
+    device = resolve_device(load_settings("paper", device=given.device))
     facts = dict(zip(("clients", "width", "rounds"), size, strict=True))
     claim = __doc__.split("\n\n")[0]
     save("federation", device, claim, rows, figures, given=given, **facts)

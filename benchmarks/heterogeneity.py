@@ -29,15 +29,15 @@ from fedser_utils.federated import server_app
 def by_remedy(found: list[runs.Run]) -> dict[str, list[runs.Run]]:
     """Runs by remedy, those as given first; those that are no remedy are named and left out."""
     settings = [run.settings for run in found]
-    baseline, groups = interventions.baseline_of(settings), defaultdict(list)
+    baseline, groups = interventions.find_baseline(settings), defaultdict(list)
     for run, own in zip(found, settings, strict=True):
-        name = interventions.recognised(baseline, own)
+        name = interventions.recognise(baseline, own)
         if name is None:
-            changed = interventions.in_words(interventions.differences(baseline, own))
+            changed = interventions.describe(interventions.differences(baseline, own))
             print(f"left out, no remedy: {run.id} ({changed})")
             continue
         groups[name].append(run)
-    return {name: groups[name] for name in interventions.REMEDIES if groups[name]}
+    return {name: groups[name] for name in interventions.INTERVENTIONS if groups[name]}
 
 
 def main() -> None:
@@ -53,8 +53,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as given.outputs:
         as_given = load_settings("smoke", outputs=given.outputs, device=given.device)
         given.study, given.attack = as_given.study, "none"
-        for remedy in (interventions.AS_GIVEN, "group norm"):
-            server_app.train(interventions.remedied(as_given, remedy))
+        for remedy in (interventions.BASELINE, "group norm"):
+            server_app.train(interventions.apply(as_given, remedy))
         compare(given)
 
 

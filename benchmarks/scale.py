@@ -32,13 +32,13 @@ def two_rounds(clients: int, width: float, clips: int, state: str, device: str) 
     from fedser_utils.learning import vgg
 
     settings = load_settings("paper", width=width, client_state=state, device=device)
-    where = ours.device_of(settings)
+    where = ours.resolve_device(settings)
     names = [f"{i:04d}" for i in range(clients)]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(clips, 1, *settings.front_end.shape, generator=generator).to(where)
     y = torch.randint(7, (clips,), generator=generator).to(where)
     cohort_trainer.client_clips = lambda *who: (x, y)
-    made = strategies.careful_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
+    made = strategies.make_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
     record = client_app.as_record(vgg.state_arrays(ours.new_model(settings, 7)))
     with devices.worker_pool(where) as pool:
         warm = cohort.CohortGrid(settings, names[:4], [clips] * 4, pool=pool, preaggregate=True)
@@ -86,7 +86,7 @@ def main() -> None:
     from fedser_utils.core.settings import load_settings
     from fedser_utils.federated import client as ours
 
-    device = ours.device_of(load_settings("paper", device=given.device))
+    device = ours.resolve_device(load_settings("paper", device=given.device))
     facts = {"width": given.width, "clips": given.clips}
     claim = __doc__.split("\n\n")[0]
     save("scale", device, claim, rows, figures, given=given, **facts)

@@ -38,12 +38,12 @@ from fedser_utils.federated import client_app, strategies
 from fedser_utils.federated.client import (
     attack_names,
     client_clips,
+    client_generator,
     decisions,
-    device_of,
+    evaluation_target,
     is_fast,
     new_model,
-    randomness,
-    target_of,
+    resolve_device,
     uses_bf16,
 )
 from fedser_utils.federated.grids import cohort
@@ -66,7 +66,7 @@ class Ours:
         self.grid = cohort.CohortGrid(
             settings, data.clients, examples, pool=pool, preaggregate=True, trainer=trainer
         )
-        self.strategy = strategies.careful_strategy(
+        self.strategy = strategies.make_strategy(
             "FedAvg", first_round=0, seed=settings.seed, min_replies=1.0, buffers=()
         )
         model = new_model(settings, len(data.classes))
@@ -99,7 +99,7 @@ class Ours:
 
     def model(self) -> vgg.VGG15:
         """On the device, in evaluation mode."""
-        device = device_of(self.settings)
+        device = resolve_device(self.settings)
         model = new_model(self.settings, len(self.data.classes)).to(device)
         return vgg.load_arrays(model, dict(self.arrays.to_torch_state_dict())).eval()
 
@@ -121,7 +121,7 @@ def arts(model: Ordinary, settings: Settings, classes: int) -> dict[str, Callabl
     from art.attacks import evasion  # here: after fedser_utils.attacks, which makes that safe
     from art.estimators.classification import PyTorchClassifier
 
-    device = device_of(settings)
+    device = resolve_device(settings)
     target = PyTorchClassifier(
         model, nn.CrossEntropyLoss(), nb_classes=classes,
         input_shape=(1, *settings.front_end.shape),
@@ -155,9 +155,9 @@ def ordinary_client(
     made = Ordinary(_copied(model))
     begin = _now(settings)
     attack = settings.attack != "none"
-    plan = local_training.draw(
+    plan = local_training.make_schedule(
         len(x), epochs=settings.local_epochs, batch_size=settings.batch_size, attack=attack,
-        generator=randomness(settings, client, 2),
+        generator=client_generator(settings, client, 2),
     )  # fmt: skip
     if attack:
         made.eval()
@@ -199,7 +199,7 @@ def _copied(model: vgg.VGG15) -> vgg.VGG15:
 
 
 def _now(settings: Settings) -> float:
-    return clock(device_of(settings))
+    return clock(resolve_device(settings))
 
 
 @contextmanager
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--phases", action="store_true")
     given = parser.parse_args()
-    device = device_of(load_settings("paper", device=given.device))
+    device = resolve_device(load_settings("paper", device=given.device))
     cpu = device == "cpu"
     changes = {"device": given.device, "precision": given.precision, "engine": given.engine}
     if given.quick:
@@ -350,8 +350,8 @@ def main() -> None:
 
 def forward_speed(settings: Settings, model: vgg.VGG15, x: Tensor) -> float:
     """Clips per second of an evaluation's decisions."""
-    device = device_of(settings)
-    decide = functools.partial(attacks.predictions, target_of(settings, model))
+    device = resolve_device(settings)
+    decide = functools.partial(attacks.predictions, evaluation_target(settings, model))
     with devices.worker_pool(device) as pool:
         for _ in range(2):
             begin = clock(device)

@@ -45,7 +45,7 @@ with refusals():
 # ## The framework, the network, the notation
 
 # %%
-words = tables.words(data.classes)
+words = tables.terms(data.classes)
 diagrams.framework(words, shape=settings.front_end.shape)
 
 # %%

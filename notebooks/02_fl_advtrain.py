@@ -122,7 +122,7 @@ run_figure
 # ## The framework, the network, the notation
 
 # %%
-words = tables.words(clips["emotion"])
+words = tables.terms(clips["emotion"])
 diagrams.framework(words, shape=settings.front_end.shape)
 
 # %%

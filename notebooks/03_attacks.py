@@ -25,6 +25,7 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
+from fedser_utils.core import devices
 from fedser_utils.core.errors import refusals
 from fedser_utils.core.settings import notebook_settings, own_parameters
 
@@ -43,7 +44,6 @@ from fedser_utils.analysis import figures, metrics
 from fedser_utils.core import runs as stored
 from fedser_utils.core.seeding import generator
 from fedser_utils.data.federation import federation_of
-from fedser_utils.federated import client
 from fedser_utils.learning import vgg
 from fedser_utils.robustness import evaluation
 from fedser_utils.workbook import perturbation_explorer
@@ -51,14 +51,14 @@ from fedser_utils.workbook.training_monitor import players
 
 with refusals():
     run = stored.find_run(settings)
-    data, device = federation_of(run), client.device_of(settings)
+    data, device = federation_of(run), devices.resolve_device(settings)
     model = vgg.load(run).to(device)
-test, bf16 = data.table("test"), client.uses_bf16(run.settings, device)
-(x, y), aim = data.tensors(test, device=device), vgg.attackable(model, bf16=bf16)
+test, bf16 = data.table("test"), devices.uses_bf16(run.settings, device)
+(x, y), aim = data.tensors(test, device=device), vgg.attack_target(model, bf16=bf16)
 under = partial(evaluation.under_attacks, model, x, y, bf16=bf16)
-at, origin = partial(client.attack_of, run.settings), stored.origin([run])
+at, origin = partial(attacks.make_attack, run.settings), stored.origin([run])
 front = run.settings.front_end
-on = {"run": run.id} | client.machine(device, bf16=bf16)
+on = {"run": run.id} | devices.hardware(device, bf16=bf16)
 caption = ", ".join([f"n = {len(test)} test clips, {run.settings.rounds} rounds", *on.values()])
 caption
 
@@ -99,13 +99,13 @@ perturbation_explorer.show(shown, device=device)
 
 # %%
 row = test.index[first]
-listen, sound = data.listener(row, device=device), data.sound(row, device=device)
+listen, sound = data.input_transform(row, device=device), data.waveform(row, device=device)
 moved = attacks.waveform_pgd(aim, sound, truth, features=listen, snr_db=own.snr_db, steps=10)
 assert attacks.snr_db(sound, moved) > own.snr_db - 1e-3
 sounds = {"original": sound, f"PGD on the sound, {own.snr_db:g} dB": moved}
 sounds |= {f"{name}, approximate": listen.approximate_sound(v) for name, v in seen.items()}
 written = {"folder": settings.folder / "audio", "rate": front.sample_rate}
-heard = evaluation.heard(model, listen, sounds, **written)
+heard = evaluation.predict_sounds(model, listen, sounds, **written)
 players(heard, data.classes, truth=data.classes[int(truth)])
 
 # %% [markdown]
@@ -116,8 +116,8 @@ players(heard, data.classes, truth=data.classes[int(truth)])
 
 # %%
 three = {name: at(name) for name in attacks.ATTACKS}
-mean, std = data.standard(test[:24], device=device)
-sizes = evaluation.sizes(model, x[:24], y[:24], three, mean=mean, std=std, bf16=bf16)
+mean, std = data.standardisation_of(test[:24], device=device)
+sizes = evaluation.perturbation_sizes(model, x[:24], y[:24], three, mean=mean, std=std, bf16=bf16)
 stored.write_table(settings.folder / "perceptibility.csv", sizes.assign(**on))
 sizes.round(3)
 
@@ -197,8 +197,8 @@ if own.full:
 # %%
 if own.full:
     options = {"size": x[0].numel(), "generator": generator(0, "planted")}
-    weak = vgg.Planted(len(data.classes), **options).to(device)
-    arts = {name: partial(attacks.art_attack, name) for name in attacks.TOOLBOX}
-    fooled = evaluation.fooled(weak, x[:5], three | arts)
+    weak = vgg.WeakModel(len(data.classes), **options).to(device)
+    arts = {name: partial(attacks.art_attack, name) for name in attacks.ART_ATTACKS}
+    fooled = evaluation.fooling_rate(weak, x[:5], three | arts)
     assert fooled.drop("universal").eq(100).all(), fooled
     display(fooled)

@@ -23,6 +23,8 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
+from fedser_utils import attacks
+from fedser_utils.core import devices
 from fedser_utils.core.errors import refusals
 from fedser_utils.core.settings import notebook_settings, own_parameters
 
@@ -39,21 +41,25 @@ from fedser_utils.core import runs as stored
 from fedser_utils.core.devices import worker_pool
 from fedser_utils.core.seeding import generator
 from fedser_utils.data.federation import federation_of
-from fedser_utils.federated import client
 from fedser_utils.learning import vgg
 from fedser_utils.robustness import evaluation
 from fedser_utils.robustness.randomisation import RESIZE_MODES, Randomise
-from fedser_utils.robustness.randomised_inference import averaged, milliseconds, over_draws, tune
+from fedser_utils.robustness.randomised_inference import (
+    averaged_decisions,
+    grid_search,
+    logits_over_draws,
+    milliseconds_per_clip,
+)
 
 with refusals():
     run = stored.find_run(settings)
-    data, device = federation_of(run), client.device_of(settings)
+    data, device = federation_of(run), devices.resolve_device(settings)
     model = vgg.load(run).to(device)
-made, test, bf16 = run.settings, data.table("test"), client.uses_bf16(run.settings, device)
-plain, aim = vgg.folded(model), vgg.attackable(model, bf16=bf16)
-pgd = partial(client.attack_of(made, "pgd"), aim)
+made, test, bf16 = run.settings, data.table("test"), devices.uses_bf16(run.settings, device)
+plain, aim = vgg.fold_batch_norm(model), vgg.attack_target(model, bf16=bf16)
+pgd = partial(attacks.make_attack(made, "pgd"), aim)
 (x, y), shape = data.tensors(test, device=device), made.front_end.shape
-on, origin = {"run": run.id} | client.machine(device, bf16=bf16), stored.origin([run])
+on, origin = {"run": run.id} | devices.hardware(device, bf16=bf16), stored.origin([run])
 run.id
 
 # %% [markdown]
@@ -78,13 +84,13 @@ figures.save(picture, settings.folder, "draw", origin=origin)
 # order of the settings counts, not their level. The paper's setting is outlined, the best starred.
 
 # %%
-chosen = data.validation(share=own.share, seed=made.seed)
+chosen = data.validation_clips(share=own.share, seed=made.seed)
 x_val, y_val = data.tensors(chosen, device=device)
 with worker_pool(device) as pool:
     clips = {"original": x_val, "pgd": evaluation.in_batches(pgd, x_val, y_val, pool=pool)}
     margins = [(frames, frames // 4 + 1) for frames in own.margins]
     options = {"margins": margins, "values": own.values, "draws": 2, "seed": made.seed}
-    grid = tune(plain, clips, y_val, mode=made.resize, pool=pool, **options)
+    grid = grid_search(plain, clips, y_val, mode=made.resize, pool=pool, **options)
 assert not set(chosen["clip"]) & set(test["clip"])
 best = grid.loc[grid["score"].idxmax()]
 trained = f"n = {len(x_val)} training clips, {made.rounds} rounds"
@@ -109,12 +115,12 @@ with worker_pool(device) as pool:
         found.append(evaluation.draw_rows(said, attack=name, variant="none", averaged=1))
         for variant, each in variants.items():
             options = {"randomise": each, "draws": own.draws, "seed": made.seed, "pool": pool}
-            logits = over_draws(plain, seen, **options)
+            logits = logits_over_draws(plain, seen, **options)
             for k in [1, *(averages if variant == made.resize else [])]:
                 facts = {"attack": name, "variant": variant, "averaged": k}
-                found.append(evaluation.draw_rows(averaged(logits, k), **facts))
+                found.append(evaluation.draw_rows(averaged_decisions(logits, k), **facts))
 facts = {"run": run.id, "model": made.model, "round": made.rounds}
-rows = evaluation.labelled(pd.concat(found), test, data.classes, **facts)
+rows = evaluation.with_clips(pd.concat(found), test, data.classes, **facts)
 stored.write_table(run.folder / "randomisation.parquet", rows)
 table = metrics.uar_over_draws(rows, ["attack", "variant", "averaged"])
 assert table["uar"].between(0, 100).all()
@@ -131,8 +137,8 @@ eight = x[: evaluation.BATCH[x.device.type]]
 defended = {"none": partial(evaluation.in_batches, plain, eight)}
 for k in (1, *averages):
     options = {"randomise": randomise, "draws": k, "seed": 0}
-    defended[f"randomised, {k} draws"] = partial(over_draws, plain, eight, **options)
-cost = {n: milliseconds(f, clips=len(eight)) for n, f in defended.items()}
+    defended[f"randomised, {k} draws"] = partial(logits_over_draws, plain, eight, **options)
+cost = {n: milliseconds_per_clip(f, clips=len(eight)) for n, f in defended.items()}
 cost = pd.DataFrame(cost.items(), columns=["defence", "ms per clip"]).assign(device=device)
 stored.write_table(settings.folder / "cost.csv", cost.assign(**on))
 cost.round(2)

@@ -35,10 +35,10 @@ predictions = pd.concat(
 )
 rounds = pd.concat([run.table("rounds") for run in found], ignore_index=True)
 clips = found[0].table("clips")
-folder, origin, on = settings.folder, runs.origin(found), runs.made_on(found)
+folder, origin, on = settings.folder, runs.origin(found), runs.hardware(found)
 told = {"study": settings.study, "corpus": made[0]["corpus"], "made_on": on}
 caption = tables.caption(predictions, clips, **told)
-label, client = tables.words(clips["emotion"])
+label, client = tables.terms(clips["emotion"])
 caption
 
 # %% [markdown]

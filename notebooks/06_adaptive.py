@@ -35,6 +35,8 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
+from fedser_utils import attacks
+from fedser_utils.core import devices
 from fedser_utils.core.errors import refusals
 from fedser_utils.core.settings import notebook_settings, own_parameters
 
@@ -55,22 +57,21 @@ from fedser_utils.analysis.metrics import certified_uar, uar_by
 from fedser_utils.core import runs as stored
 from fedser_utils.core.devices import worker_pool
 from fedser_utils.data.federation import federation_of
-from fedser_utils.federated import client
 from fedser_utils.learning import vgg
 from fedser_utils.robustness import adaptive_attacks, defended_model, evaluation, smoothing
 from fedser_utils.robustness.checklist import checklist
-from fedser_utils.robustness.randomised_inference import milliseconds, over_draws
+from fedser_utils.robustness.randomised_inference import logits_over_draws, milliseconds_per_clip
 from fedser_utils.robustness.verdict import verdict
 
 with refusals():
     checked, study = stored.find_run(settings), stored.study_runs(settings)
     vgg.load(checked)  # or say now that there is no one model
-    data, device = federation_of(checked), client.device_of(settings)
+    data, device = federation_of(checked), devices.resolve_device(settings)
 judged = [run for run in study if run.settings.seed == settings.seed]
 judged = [run for run in judged if run.settings.clients == "speakers"]
-test = defended_model.some_of(data.table("test"), own.clips, seed=settings.seed)
-bf16, epsilon = client.uses_bf16(checked.settings, device), checked.settings.epsilon
-origin, where = stored.origin(study), client.machine(device, bf16=bf16)
+test = defended_model.stratified_sample(data.table("test"), own.clips, seed=settings.seed)
+bf16, epsilon = devices.uses_bf16(checked.settings, device), checked.settings.epsilon
+origin, where = stored.origin(study), devices.hardware(device, bf16=bf16)
 on = {"draws": own.draws, "device": device, "bf16": bf16}
 caption = f"{settings.study}: n = {len(test)} test clips of {data.corpus.name}, {own.draws} draws, "
 caption += f"{checked.settings.rounds} rounds, seed {settings.seed}, {', '.join(where.values())}"
@@ -92,11 +93,11 @@ key = known | {"clips": own.clips, "draws": own.draws}
 asked = []
 with worker_pool(device) as pool, ThreadPoolExecutor(2) as two_models:
     for run in judged:
-        tried = defended_model.on_trial(run, data, test, pool=pool, **on)
+        tried = defended_model.load_defended_model(run, data, test, pool=pool, **on)
         names = ["fgsm", "pgd", "deepfool"] if run.config["model"] == "nature" else []
-        of_run = {n: client.attack_of(run.settings, n) for n in names or [run.config["model"]]}
-        make = partial(adaptive_attacks.against, tried, of_run, **known)
-        asked.append(two_models.submit(run.kept, "adaptive", key, make))
+        of_run = {n: attacks.make_attack(run.settings, n) for n in names or [run.config["model"]]}
+        make = partial(adaptive_attacks.core_evidence, tried, of_run, **known)
+        asked.append(two_models.submit(run.cached, "adaptive", key, make))
 found = [each.result() for each in asked]
 evidence = pd.concat(found, ignore_index=True)
 by_draws = uar_by(evidence[evidence["test"] == "eot"], ["model", "value"])
@@ -128,10 +129,10 @@ others = {run.id: run for run in study if run.id != checked.id}
 rest = {"steps": own.steps, "iterations": own.iterations, "restarts": own.restarts}
 rest |= {"few": own.few, "queries": own.queries, "epsilon": epsilon}
 with worker_pool(device) as pool:
-    tried = defended_model.on_trial(checked, data, test, pool=pool, **on)
-    sources = {n: vgg.attackable(vgg.load(r).to(device), bf16=bf16) for n, r in others.items()}
-    make = partial(adaptive_attacks.examined, tried, sources, **rest)
-    full = checked.kept("checklist", key | rest | {"sources": sorted(others)}, make)
+    tried = defended_model.load_defended_model(checked, data, test, pool=pool, **on)
+    sources = {n: vgg.attack_target(vgg.load(r).to(device), bf16=bf16) for n, r in others.items()}
+    make = partial(adaptive_attacks.checklist_evidence, tried, sources, **rest)
+    full = checked.cached("checklist", key | rest | {"sources": sorted(others)}, make)
 own_evidence = evidence[evidence["run"] == checked.id]
 own_evidence = pd.concat([own_evidence, full], ignore_index=True)
 items = checklist(own_evidence, epsilon=epsilon)
@@ -153,19 +154,19 @@ with pd.option_context("display.max_colwidth", None):
 certificates, cost = [], []
 with worker_pool(device) as pool:
     for run in judged:
-        tried = defended_model.on_trial(run, data, test, pool=pool, **on)
+        tried = defended_model.load_defended_model(run, data, test, pool=pool, **on)
         options = {"sigma": own.sigma, "choosing": 10, "seed": settings.seed, "pool": pool}
         sure = partial(smoothing.certify, tried.plain, tried.x, samples=own.samples, **options)
         rows, named = sure(), (*data.classes, "abstains")
-        rows = evaluation.labelled(rows, test, named, run=run.id, model=run.config["model"])
+        rows = evaluation.with_clips(rows, test, named, run=run.id, model=run.config["model"])
         certificates.append(rows)
     few = tried.x[: evaluation.BATCH[tried.x.device.type]]
-    drawn = partial(over_draws, tried.plain, few, randomise=tried.randomise, draws=1, seed=0)
+    drawn = partial(logits_over_draws, tried.plain, few, randomise=tried.randomise, draws=1, seed=0)
     votes = partial(
         smoothing.votes, tried.plain, few, sigma=own.sigma, samples=10, seed=0, stream=""
     )
     for name, work, times in (("resize + pad", drawn, 1), ("smoothing", votes, own.samples / 10)):
-        cost.append((name, times * milliseconds(work, clips=len(few)), device))
+        cost.append((name, times * milliseconds_per_clip(work, clips=len(few)), device))
 certificates = pd.concat(certificates, ignore_index=True)
 stored.write_table(settings.folder / "smoothing.parquet", certificates)
 certified = certified_uar(certificates, ["model"], points=50)

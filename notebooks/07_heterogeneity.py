@@ -50,7 +50,7 @@ from IPython.display import Markdown, display
 from fedser_utils.analysis import figures
 from fedser_utils.analysis.heterogeneity import client_differences as differences
 from fedser_utils.analysis.heterogeneity import outcomes, plots
-from fedser_utils.analysis.heterogeneity.interventions import AS_GIVEN, chosen, remedied
+from fedser_utils.analysis.heterogeneity.interventions import BASELINE, apply, select
 from fedser_utils.analysis.heterogeneity.lessons import lessons
 from fedser_utils.analysis.heterogeneity.obstacles import obstacles
 from fedser_utils.core import runs as stored
@@ -61,7 +61,7 @@ from fedser_utils.learning import vgg
 
 with refusals():
     given = replace(settings, eval_every=1, attack_every=settings.rounds)
-    names = chosen(given, own.remedies)
+    names = select(given, own.remedies)
     hardened = replace(given, attack=choose("defence", own.defence, ATTACKS))
     data = load_federation(given)
 folder, several = settings.folder / "heterogeneity", range(given.seed, given.seed + own.seeds)
@@ -114,11 +114,11 @@ display(figures.save(picture, folder, "input", origin=origin), shift.round(2))
 # %%
 with refusals():
     trained = {
-        name: [runtimes.train(replace(remedied(given, name), seed=s)) for s in several]
+        name: [runtimes.train(replace(apply(given, name), seed=s)) for s in several]
         for name in names
     }
-plain = trained[AS_GIVEN][0]
-on = stored.made_on([run for made in trained.values() for run in made])
+plain = trained[BASELINE][0]
+on = stored.hardware([run for made in trained.values() for run in made])
 origin = stored.origin([run for made in trained.values() for run in made])
 caption += f", {given.rounds} rounds, seeds {[*several]}, "
 caption += ", ".join(on.values())
@@ -131,8 +131,8 @@ caption
 # go, and in whose direction? And how unlike are the batch statistics of each corpus?
 
 # %%
-model = vgg.load(plain).to(members.device_of(given))
-told = {"round_number": given.rounds + 1, "states": client_drift.kept(plain, data)}
+model = vgg.load(plain).to(members.resolve_device(given))
+told = {"round_number": given.rounds + 1, "states": client_drift.saved_states(plain, data)}
 pulls = client_drift.drift(given, data, vgg.state_arrays(model), **told)
 picture = plots.drift(pulls, caption=caption)
 figures.save(picture, folder, "drift", origin=origin, rows=pulls.assign(**on))
@@ -160,7 +160,7 @@ table.round(1)
 curves = pd.concat(
     run.table("rounds").assign(remedy=name) for name, made in trained.items() for run in made
 )
-picture = plots.remedies(curves, caption=caption)
+picture = plots.interventions(curves, caption=caption)
 figures.save(picture, folder, "learning", origin=origin, rows=curves.assign(**on))
 
 # %% [markdown]

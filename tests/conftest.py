@@ -22,7 +22,7 @@ from fedser_utils.core.seeding import generator
 from fedser_utils.core.settings import ROOT, load_settings
 from fedser_utils.data.federation import load_federation
 from fedser_utils.learning import local_training, vgg
-from fedser_utils.robustness.defended_model import Trial
+from fedser_utils.robustness.defended_model import DefendedModel
 from fedser_utils.robustness.randomisation import Randomise
 
 SHARED = Path(os.environ.get("FEDSER_SHARED", ROOT.parent / "shared")) / "data"
@@ -160,9 +160,9 @@ def trained(speakers4, common):
 def on_trial(trained, speakers4):
     """The trained model behind the randomisation, with 14 clips and 4 draws."""
     model, x, y = trained
-    plain, clips = vgg.folded(model), speakers4.clips.iloc[:14]
-    return Trial(
-        plain=plain, aim=plain, clips=clips, x=x[:14], y=y[:14], classes=speakers4.classes,
+    plain, clips = vgg.fold_batch_norm(model), speakers4.clips.iloc[:14]
+    return DefendedModel(
+        plain=plain, target_model=plain, clips=clips, x=x[:14], y=y[:14], classes=speakers4.classes,
         mean=torch.zeros(64), std=torch.ones(64), facts={"run": "r", "model": "nature", "round": 1},
         randomise=Randomise(), draws=4, seed=0,
     )  # fmt: skip

@@ -121,9 +121,7 @@ def test_runs_are_told_apart_by_their_remedy(monkeypatch, capsys):
     heterogeneity = importlib.import_module("heterogeneity")
     given = load_settings("smoke")
     names = ["group norm", "as given", "FedProx", "as given"]
-    made = [
-        dataclasses.replace(interventions.remedied(given, n), seed=i) for i, n in enumerate(names)
-    ]
+    made = [dataclasses.replace(interventions.apply(given, n), seed=i) for i, n in enumerate(names)]
     made.append(dataclasses.replace(given, rounds=5))
     runs = [SimpleNamespace(id=str(i), settings=own) for i, own in enumerate(made)]
     found = heterogeneity.by_remedy(runs)

@@ -13,7 +13,7 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from fedser_utils.analysis import metrics
-from fedser_utils.analysis.tables import KEY, MODELS, in_order, last_round
+from fedser_utils.analysis.tables import KEY, MODELS, last_round, sort_rows
 from fedser_utils.core import count_tables
 from fedser_utils.core.seeding import rng
 
@@ -23,7 +23,7 @@ _TESTS = ["p_z", "p_mcnemar"]
 _SWINGS = ["federated_low", "federated_high", "central_low", "central_high"]
 
 
-def pairs(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+def pair_decisions(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """Decisions on the same clips side by side: seed, clip, speaker, y_true, before, after.
 
     before, after: rows of predictions with their seed, one draw each. Seeds that only one of the
@@ -43,7 +43,7 @@ def pairs(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     return both
 
 
-def measured(paired: pd.DataFrame) -> dict[str, Any]:
+def paired_gain(paired: pd.DataFrame) -> dict[str, Any]:
     """The measures of ``pairs``: n (clips of a seed, the fewest), seeds, before and after (UAR in
     percent, the mean over seeds), gain, and its 95 % interval ci_low, ci_high (bootstrap clustered
     by speaker, the same speakers before and after)."""
@@ -60,7 +60,7 @@ def measured(paired: pd.DataFrame) -> dict[str, Any]:
     return dict(zip(_MEASURES, (n, len(seeds), before, after, after - before, *bounds)))
 
 
-def tested(paired: pd.DataFrame) -> dict[str, float]:
+def paired_tests(paired: pd.DataFrame) -> dict[str, float]:
     """p of the paper's one-tailed z-test (``after`` is better) and of McNemar's two-sided one; of
     several seeds as ``metrics.combined`` says. Counted clips (``count_tables``) cannot be paired:
     their McNemar p is NaN."""
@@ -72,7 +72,7 @@ def tested(paired: pd.DataFrame) -> dict[str, float]:
         p["p_mcnemar"].append(
             metrics.mcnemar(own["y_true"], own["before"], own["after"]) if same else np.nan
         )
-    return {test: metrics.combined(values) for test, values in p.items()}
+    return {test: metrics.combine_p_values(values) for test, values in p.items()}
 
 
 def gains(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -89,15 +89,15 @@ def gains(predictions: pd.DataFrame) -> pd.DataFrame:
     for (model, attack, condition), after in groups.items():
         if condition == "randomised_adversarial":
             defence, base = "randomisation", (model, attack, "adversarial")
-        elif condition in ("original", "adversarial") and untrained(model) != model:
-            defence, base = "adversarial training", (untrained(model), attack, condition)
+        elif condition in ("original", "adversarial") and undefended_twin(model) != model:
+            defence, base = "adversarial training", (undefended_twin(model), attack, condition)
         else:
             continue
-        paired = pairs(groups.get(base, after[:0]), after)
+        paired = pair_decisions(groups.get(base, after[:0]), after)
         if len(paired):
             named = {"model": model, "attack": attack, "defence": defence}
-            ps = tested(paired) if attack != "none" else dict.fromkeys(_TESTS, np.nan)
-            rows.append(named | measured(paired) | ps)
+            ps = paired_tests(paired) if attack != "none" else dict.fromkeys(_TESTS, np.nan)
+            rows.append(named | paired_gain(paired) | ps)
     table = pd.DataFrame(rows, columns=["model", "attack", "defence", *_MEASURES, *_TESTS])
     for test in _TESTS:
         asked, corrected = table[test].notna(), table[test].copy()
@@ -107,7 +107,7 @@ def gains(predictions: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def untrained(model: str) -> str:
+def undefended_twin(model: str) -> str:
     """The model trained in the same place without adversarial training."""
     return "centralised" if model.startswith("centralised") else "nature"
 
@@ -134,12 +134,12 @@ def centralised(predictions: pd.DataFrame) -> pd.DataFrame:
             central = ("centralised", "none", "original")
         if model not in MODELS or central not in groups:
             continue
-        paired = pairs(groups[central], federated)
+        paired = pair_decisions(groups[central], federated)
         if len(paired):
             sides = {"central_model": central[0], "central_condition": central[2]}
             of_seeds = predictions[predictions["seed"].isin(set(paired["seed"]))]
             swing = dict(zip(_SWINGS, (*_swing(of_seeds, key), *_swing(of_seeds, central))))
-            rows.append(dict(zip(KEY, key)) | sides | measured(paired) | swing)
+            rows.append(dict(zip(KEY, key)) | sides | paired_gain(paired) | swing)
     names = {"before": "v_central", "after": "v_federated", "gain": "difference"}
     columns = [*KEY, "central_model", "central_condition", *_MEASURES, *_SWINGS]
     table = pd.DataFrame(rows, columns=columns).rename(columns=names)
@@ -159,7 +159,7 @@ def by_speaker(predictions: pd.DataFrame) -> pd.DataFrame:
     speaker, uar (the mean over seeds), n (test clips, of all seeds)."""
     found = metrics.uar_by(last_round(predictions), [*KEY, "speaker", "seed"])
     means = found.groupby([*KEY, "speaker"]).agg(uar=("uar", "mean"), n=("n", "sum"))
-    return in_order(means.reset_index())
+    return sort_rows(means.reset_index())
 
 
 def speakers(each: pd.DataFrame) -> pd.DataFrame:
@@ -172,12 +172,12 @@ def speakers(each: pd.DataFrame) -> pd.DataFrame:
         worst=("speaker", "first"), worst_uar=("uar", "first"), worst_n=("n", "first"),
         best=("speaker", "last"), best_uar=("uar", "last"),
     )  # fmt: skip
-    return in_order(table.reset_index())
+    return sort_rows(table.reset_index())
 
 
 def _groups(predictions: pd.DataFrame) -> Groups:
     """The last round's rows by model, attack and condition, in the paper's order."""
     rows = last_round(predictions)
-    order = in_order(rows[KEY].drop_duplicates())
+    order = sort_rows(rows[KEY].drop_duplicates())
     found = dict(list(rows.groupby(KEY)))
     return {key: found[key] for key in order.itertuples(index=False, name=None)}

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fedser_utils.analysis import comparisons, metrics
-from fedser_utils.analysis.tables import KEY, class_order, in_order
+from fedser_utils.analysis.tables import KEY, class_order, sort_rows
 from fedser_utils.core.seeding import rng
 
 
@@ -52,7 +52,7 @@ class Decisions:
         self._predictions = predictions
         found = predictions.groupby(list(Setting._fields), sort=False).indices
         self._places = {Setting(*key[:3], int(key[3])): places for key, places in found.items()}
-        keys = in_order(pd.DataFrame([s[:3] for s in self._places], columns=KEY).drop_duplicates())
+        keys = sort_rows(pd.DataFrame([s[:3] for s in self._places], columns=KEY).drop_duplicates())
         place = {key: number for number, key in enumerate(keys.itertuples(index=False, name=None))}
         self.settings = sorted(self._places, key=lambda s: (place[s[:3]], s.round))
         self.classes = class_order(
@@ -109,7 +109,7 @@ def gain(before: pd.DataFrame, after: pd.DataFrame) -> tuple[float, float, float
 
     Raises ValueError where they have no seed in common or a seed's clips differ.
     """
-    paired = comparisons.pairs(before, after)
+    paired = comparisons.pair_decisions(before, after)
     if paired.empty:
         seeds = (sorted(int(s) for s in rows["seed"].unique()) for rows in (before, after))
         raise ValueError("no seed in common: {} and {}".format(*seeds))
@@ -175,7 +175,7 @@ def nearest(wanted: Setting, settings: Sequence[Setting]) -> Setting:
     return max(settings, key=agreement)
 
 
-def first_look(settings: Sequence[Setting]) -> tuple[Setting, Setting | None]:
+def default_settings(settings: Sequence[Setting]) -> tuple[Setting, Setting | None]:
     """What to show first, and with what to compare it: nature under an attack after the last
     round, and the model trained with that attack; if there are no such two, the first model
     after its last round, and None."""

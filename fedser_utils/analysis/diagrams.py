@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from fedser_utils.analysis.figures import PAGE, STYLE
-from fedser_utils.analysis.tables import Words
+from fedser_utils.analysis.tables import Terms
 from fedser_utils.core.front_end import SPEECH
 
 _NOTATION = r"""
@@ -28,7 +28,7 @@ MARGINS = (7, 2)  # randomisation's; importing it would import torch
 _FILL = {"data": "#F6E7C8", "model": "#CFE3F2", "attack": "#F4CFC6", "defence": "#CFEBDD"}
 
 
-def notation(words: Words) -> str:
+def notation(words: Terms) -> str:
     """Table 1, in Markdown. words: as for ``framework``."""
     label, client = words
     who = "" if client == "client" else f" (one {client})"
@@ -55,7 +55,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, plt.Axes]:
 
 
 @mpl.rc_context(STYLE)
-def framework(words: Words, *, shape: tuple[int, int] = SPEECH.shape) -> Figure:
+def framework(words: Terms, *, shape: tuple[int, int] = SPEECH.shape) -> Figure:
     """Fig. 1: (a) adversarial federated training, (b) randomisation at inference, which ends in
     a label. words: for it and for the clients, as ``tables.words`` has them; shape: of a log-Mel
     image, (frames, mels)."""

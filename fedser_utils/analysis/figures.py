@@ -27,9 +27,9 @@ from fedser_utils.analysis.tables import (
     MODEL_NAMES,
     MODELS,
     class_order,
-    in_order,
     last_round,
-    ordered,
+    paper_order,
+    sort_rows,
 )
 from fedser_utils.core.front_end import SPEECH, FrontEnd
 from fedser_utils.core.runs import write_table
@@ -65,7 +65,7 @@ def save(
     return figure
 
 
-def finished(figure: Figure, caption: str = "") -> Figure:
+def with_caption(figure: Figure, caption: str = "") -> Figure:
     """A figure with its caption, ready to be shown or saved."""
     if caption:
         wrapped = textwrap.fill(caption, width=int(22 * figure.get_figwidth()))
@@ -86,7 +86,7 @@ def uar_by_round(rounds: pd.DataFrame, *, condition: str = "original", caption: 
     figure, axes = plt.subplots(figsize=(COLUMN, 2.7))
     _curves(axes, rounds[rounds["condition"] == condition])
     figure.legend(loc="outside upper center", ncols=2)
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -103,14 +103,14 @@ def four_conditions(rounds: pd.DataFrame, *, caption: str = "") -> Figure:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(text, handle)
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 def _curves(axes: plt.Axes, rounds: pd.DataFrame) -> None:
     """A curve per model and attack: the mean over seeds, and their deviation as a band."""
-    for model in ordered(rounds["model"], MODEL_NAMES):
+    for model in paper_order(rounds["model"], MODEL_NAMES):
         of_model = rounds[rounds["model"] == model]
-        for attack in ordered(of_model["attack"], ATTACK_NAMES):
+        for attack in paper_order(of_model["attack"], ATTACK_NAMES):
             by_round = of_model[of_model["attack"] == attack].groupby("round")["uar"]
             mean, deviation = by_round.mean(), by_round.std().fillna(0)
             look = _look(model, attack)
@@ -161,7 +161,7 @@ def speakers(each: pd.DataFrame, *, client: str = "speaker", caption: str = "") 
         axes.set_xlabel("UAR [%]")
     names = [f"a {client}", f"mean over {client}s", f"worst {client}, named at the right"]
     figure.legend(shown[0], names, loc="outside upper center", ncols=3)
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 def _speakers(axes: plt.Axes, y: float, rows: pd.DataFrame) -> list[Any]:
@@ -193,7 +193,7 @@ def confusions(
     rows = last_round(predictions[predictions["condition"] == condition])
     federated = [rows[rows["model"].isin(chosen)] for chosen in (MODELS[1:], MODELS[:1])]
     rows = next((own for own in federated if len(own)), rows)
-    names = list(in_order(rows[KEY].drop_duplicates())[KEY[:2]].itertuples(index=False, name=None))
+    names = list(sort_rows(rows[KEY].drop_duplicates())[KEY[:2]].itertuples(index=False, name=None))
     classes = class_order(rows["y_true"])
     side = PAGE / 3 * max(1, len(classes) / 7)
     size = max(COLUMN, side * len(names)), side * 1.08
@@ -203,7 +203,7 @@ def confusions(
         _confusion(axes, groups.get_group(name), classes)
         axes.set_title(f"({letter}) {label(*name)}", fontsize=7)
         axes.set(xlabel="Predicted", ylabel="True" if letter == "a" else "")
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 def _confusion(axes: plt.Axes, rows: pd.DataFrame, classes: Sequence[str]) -> None:
@@ -256,7 +256,7 @@ def examples(
         axes.set_xlabel("Time [s]")
     figure.colorbar(log_mel, ax=grid[:, 0], label="standardised log-Mel", aspect=40)
     figure.colorbar(delta, ax=grid[1:, 1], label="100 x difference", aspect=30)
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -277,7 +277,7 @@ def log_mels(
         axes.set(title=title, ylabel="Mel band")
     grid[-1, 0].set_xlabel("Time [s]")
     figure.colorbar(shown, ax=grid[:, 0], label="standardised log-Mel", aspect=40)
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 def _image(
@@ -308,7 +308,7 @@ def uar_against(
         axes.axhline(chance, color="0.5", linestyle=":", label="chance")
     axes.set(xlabel=xlabel, ylabel="UAR [%]", ylim=(0, 100))
     axes.legend()
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -320,7 +320,7 @@ def by_model(
     randomisation and dotted without it. chance: in percent; log: the axis of the values."""
     figure, axes = plt.subplots(figsize=(COLUMN, 2.8))
     both = "defended" in rows
-    for model in ordered(rows["model"], MODEL_NAMES):
+    for model in paper_order(rows["model"], MODEL_NAMES):
         for defended, own in rows[rows["model"] == model].groupby("defended" if both else "model"):
             look = _look(model, "none") | ({"marker": ""} if len(own) > 20 else {})
             look |= {"linestyle": "-" if defended else ":"} if both else {}
@@ -332,7 +332,7 @@ def by_model(
         axes.axhline(chance, color="0.5", linestyle=(0, (1, 3)), linewidth=0.8, label="chance")
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-2, 102), xscale="log" if log else "linear")
     figure.legend(loc="outside upper center", ncols=2)
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -359,14 +359,14 @@ def tuning(grid: pd.DataFrame, *, caption: str = "") -> Figure:
         axes.set_ylabel("margin: frames, Mel bands" if axes is panels[0, 0] else "")
         axes.tick_params(axis="y", rotation=0)
         axes.grid(False)
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 @mpl.rc_context(STYLE)
 def transfer(rows: pd.DataFrame, *, caption: str = "") -> Figure:
     """UAR of every model (target) on clips attacked with the help of every model (source)."""
     table = rows.pivot(index="source", columns="target", values="uar")
-    order = ordered(table.index, MODEL_NAMES)
+    order = paper_order(table.index, MODEL_NAMES)
     table = table.loc[order, order].rename(index=label, columns=label)
     figure, axes = plt.subplots(figsize=(COLUMN, 2.8))
     sns.heatmap(
@@ -376,4 +376,4 @@ def transfer(rows: pd.DataFrame, *, caption: str = "") -> Figure:
     axes.set(xlabel="shown to", ylabel="made against")
     axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=30, ha="right")
     axes.grid(False)
-    return finished(figure, caption)
+    return with_caption(figure, caption)

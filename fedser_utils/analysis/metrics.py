@@ -174,7 +174,7 @@ def mcnemar(y_true: Sequence, before: Sequence, after: Sequence) -> float:
     return float(contingency_tables.mcnemar(counts, exact=True).pvalue)
 
 
-def combined(p: Sequence[float]) -> float:
+def combine_p_values(p: Sequence[float]) -> float:
     """One p for the p of several seeds: twice their median, at most 1; one seed's p stays.
 
     It holds under any dependence of the seeds (Rüger, 1978; Meinshausen et al., 2009, with

@@ -55,7 +55,7 @@ for _model, _values in {
         PAPER[_model, _attack, _condition] = _value
 
 
-class Words(NamedTuple):
+class Terms(NamedTuple):
     """What readers are told a label is, and who a clip is from."""
 
     label: str = "emotion"
@@ -66,9 +66,9 @@ _EMOTIONS = {"anger", "boredom", "calm", "disgust", "fear", "guilt", "happiness"
 _EMOTIONS |= {"sadness", "surprise"}
 
 
-def words(classes: Iterable[str]) -> Words:
+def terms(classes: Iterable[str]) -> Terms:
     """Emotion and speaker, or class and client where a class is none of the known emotions."""
-    return Words() if set(classes) <= _EMOTIONS else Words("class", "client")
+    return Terms() if set(classes) <= _EMOTIONS else Terms("class", "client")
 
 
 def table2(clips: pd.DataFrame) -> pd.DataFrame:
@@ -77,23 +77,23 @@ def table2(clips: pd.DataFrame) -> pd.DataFrame:
     counts = pd.crosstab(clips["emotion"], clips["split"]).reindex(
         columns=["train", "test"], fill_value=0
     )
-    heading = words(counts.index).label
+    heading = terms(counts.index).label
     counts["sum"] = counts.sum(axis=1)
     counts.loc["sum"] = counts.sum()
     return counts.rename_axis(index=heading, columns=None).reset_index()
 
 
-def ordered(names: Iterable[str], known: Collection[str]) -> list[str]:
+def paper_order(names: Iterable[str], known: Collection[str]) -> list[str]:
     """Each of ``names`` once: first those in ``known``, in its order, then the rest by name."""
     names = set(names)
     return [name for name in known if name in names] + sorted(names - set(known))
 
 
-def in_order(table: pd.DataFrame) -> pd.DataFrame:
+def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
     """The rows sorted by model, attack and condition, in the paper's order."""
     return table.sort_values(
         KEY,
-        key=lambda column: column.map(ordered(column, _NAMES[column.name]).index),
+        key=lambda column: column.map(paper_order(column, _NAMES[column.name]).index),
         ignore_index=True,
     )
 
@@ -122,7 +122,7 @@ def table3(predictions: pd.DataFrame) -> pd.DataFrame:
     table = uar.join(rows.groupby(KEY).apply(_interval))
     table["paper_uar"] = [PAPER.get(key, float("nan")) for key in table.index]
     table["difference"] = table["uar"] - table["paper_uar"]
-    return in_order(table.reset_index())[[*KEY, *_TABLE3]]
+    return sort_rows(table.reset_index())[[*KEY, *_TABLE3]]
 
 
 _TABLE3 = ["uar", "deviation", "ci_low", "ci_high", "n", "seeds", "paper_uar", "difference"]
@@ -245,4 +245,4 @@ def _escaped(text: str) -> str:
 def class_order(classes: Iterable[str]) -> list[str]:
     """The paper's order in Fig. 6; classes it does not have come last."""
     paper = ("guilt", "disgust", "happiness", "fear", "anger", "surprise", "sadness")
-    return ordered(classes, paper)
+    return paper_order(classes, paper)

@@ -13,21 +13,22 @@ from typing import Any
 
 from torch import Tensor
 
-from fedser_utils.attacks.art_bridge import TOOLBOX, art_attack
+from fedser_utils.attacks.art_bridge import ART_ATTACKS, art_attack
 from fedser_utils.attacks.boundary import deepfool
 from fedser_utils.attacks.gradient import fgsm, pgd
 from fedser_utils.attacks.target import Model, predictions
 from fedser_utils.attacks.waveform import perceptibility, snr_db, waveform_pgd
 from fedser_utils.core.errors import choose
+from fedser_utils.core.settings import Settings
 
 __all__ = [
+    "ART_ATTACKS",
     "ATTACKS",
-    "TOOLBOX",
     "Model",
     "art_attack",
-    "configured",
     "deepfool",
     "fgsm",
+    "make_attack",
     "perceptibility",
     "pgd",
     "predictions",
@@ -36,21 +37,23 @@ __all__ = [
 ]
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "deepfool": deepfool}
+STRENGTH = {  # attack -> which of the settings say how strong it is
+    "fgsm": ("epsilon",),
+    "pgd": ("epsilon", "step_size", "steps"),
+    "deepfool": ("steps", "overshoot"),
+}
 
 
-def configured(
-    name: str,
-    *,
-    epsilon: float,
-    step_size: float,
-    steps: int,
-    overshoot: float,
-    **options: Any,
+def make_attack(
+    settings: Settings, name: str, **changes: Any
 ) -> Callable[[Model, Tensor, Tensor], Tensor]:
-    """The attack called ``name``, with those of the settings that are its own, and its options."""
-    own = {
-        "fgsm": {"epsilon": epsilon},
-        "pgd": {"epsilon": epsilon, "step_size": step_size, "steps": steps},
-        "deepfool": {"steps": steps, "overshoot": overshoot},
-    }
-    return partial(ATTACKS[choose("attack", name, sorted(ATTACKS))], **own[name], **options)
+    """The attack called ``name`` at the strength that the settings give it.
+
+    changes: other strengths (those that this attack does not have are left out: FGSM has no
+    steps), and further options of the attack. Raises InputError for an unknown name.
+    """
+    choose("attack", name, sorted(ATTACKS))
+    strength = {option: getattr(settings, option) for option in STRENGTH[name]}
+    foreign = {option for options in STRENGTH.values() for option in options} - strength.keys()
+    given = {option: value for option, value in changes.items() if option not in foreign}
+    return partial(ATTACKS[name], **(strength | given))

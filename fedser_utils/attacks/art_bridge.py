@@ -31,7 +31,7 @@ from fedser_utils.core.seeding import derive, rng
 
 # name: (class of art.attacks.evasion, settings that differ from ART's defaults)
 _APGD = {"eps": 0.05, "eps_step": 0.02, "max_iter": 20, "nb_random_init": 1}
-TOOLBOX: dict[str, tuple[str, dict[str, Any]]] = {
+ART_ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto_pgd_ce": ("AutoProjectedGradientDescent", _APGD | {"loss_type": "cross_entropy"}),
     "auto_pgd_dlr": (
         "AutoProjectedGradientDescent",
@@ -115,14 +115,14 @@ def art_attack(
     from art.attacks import evasion
     from art.estimators.classification import PyTorchClassifier
 
-    known = [*TOOLBOX, *_classes(evasion)]
-    class_name, defaults = TOOLBOX.get(choose("attack", name, known), (name, {}))
+    known = [*ART_ATTACKS, *_classes(evasion)]
+    class_name, defaults = ART_ATTACKS.get(choose("attack", name, known), (name, {}))
     kind = getattr(evasion, class_name)
     signature = inspect.signature(kind).parameters
     classifier_name, *options = signature
     for setting in settings:
         choose(f"setting of {name}", setting, options)
-    x, y = target.checked(model, x, y, eot=eot)
+    x, y = target.prepare(model, x, y, eot=eot)
     with torch.no_grad():
         classes = target.logits(model, x[:1], 1).shape[2]
     settings = {"verbose": False} | defaults | settings

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedser_utils.attacks import target
-from fedser_utils.attacks.gradient import NORMS, kept
+from fedser_utils.attacks.gradient import NORMS, clip_to_range
 from fedser_utils.attacks.target import TINY, Model
 from fedser_utils.core.errors import choose, number
 
@@ -37,7 +37,7 @@ def deepfool(
     Returns the adversarial batch. Raises ValueError as ``target.checked`` does, and for values
     out of range.
     """
-    x, origin = target.checked(model, x, None, eot=eot)
+    x, origin = target.prepare(model, x, None, eot=eot)
     choose("norm", norm, NORMS)
     number("steps", steps)
     number("overshoot", overshoot, type=float, low=0)
@@ -56,8 +56,8 @@ def deepfool(
         step_over = _to_nearest_boundary(
             model, here, origin[active], rivals[active], scores, norm=norm, eot=eot
         )
-        walked[active] = kept(here + step_over, x[active], clip)
-    return kept(x + (1 + overshoot) * (walked - x), x, clip)
+        walked[active] = clip_to_range(here + step_over, x[active], clip)
+    return clip_to_range(x + (1 + overshoot) * (walked - x), x, clip)
 
 
 def _scores(model: Model, x: Tensor, eot: int) -> Tensor:

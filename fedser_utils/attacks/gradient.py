@@ -67,7 +67,7 @@ def pgd(
     Returns the adversarial batch. Raises ValueError as ``target.checked`` does, and for values
     out of range.
     """
-    x, y = target.checked(model, x, y, eot=eot, loss=loss)
+    x, y = target.prepare(model, x, y, eot=eot, loss=loss)
     choose("norm", norm, NORMS)
     number("steps", steps)
     if start is not None and (random_start or start.shape != x.shape):
@@ -78,7 +78,7 @@ def pgd(
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum {momentum} must be >= 0 and < 1")
     climb = partial(
-        _climb, model, steps=steps, norm=norm, clip=clip, loss=loss, momentum=momentum,
+        _ascend, model, steps=steps, norm=norm, clip=clip, loss=loss, momentum=momentum,
         random_start=random_start, early_stop=early_stop, eot=eot, generator=generator,
     )  # fmt: skip
     best = climb(x, y, epsilon, step_size, start)
@@ -93,17 +93,17 @@ def pgd(
     return best
 
 
-def _climb(
+def _ascend(
     model: Model, x: Tensor, y: Tensor, epsilon: Tensor, step_size: Tensor,
     start: Tensor | None = None, *, steps: int, norm: str, clip: tuple[float, float] | None,
     loss: str, momentum: float, random_start: bool, early_stop: bool, eot: int,
     generator: torch.Generator | None,
 ) -> Tensor:  # fmt: skip
     """One ascent from one start, for every clip of the batch."""
-    delta = torch.zeros_like(x) if start is None else _projected(start - x, epsilon, norm)
+    delta = torch.zeros_like(x) if start is None else _project(start - x, epsilon, norm)
     if random_start:
-        delta = _inside(delta, norm, generator) * epsilon
-    moved = kept(x + delta, x, clip)
+        delta = _random_in_ball(delta, norm, generator) * epsilon
+    moved = clip_to_range(x + delta, x, clip)
     active = torch.arange(len(x), device=x.device) if early_stop else slice(None)
     velocity = torch.zeros_like(x)
     for _ in range(steps):
@@ -119,7 +119,7 @@ def _climb(
             slope = momentum * velocity[active] + slope / size.view(-1, *[1] * (x.ndim - 1))
             velocity[active] = slope
         delta = here + step_size[active] * _steepest(slope, norm) - origin
-        moved[active] = kept(origin + _projected(delta, epsilon[active], norm), origin, clip)
+        moved[active] = clip_to_range(origin + _project(delta, epsilon[active], norm), origin, clip)
     return moved
 
 
@@ -128,14 +128,14 @@ def _steepest(slope: Tensor, norm: str) -> Tensor:
     return slope.sign() if norm == "linf" else slope / _lengths(slope)
 
 
-def _projected(delta: Tensor, epsilon: Tensor, norm: str) -> Tensor:
+def _project(delta: Tensor, epsilon: Tensor, norm: str) -> Tensor:
     """The nearest perturbation in the ball."""
     if norm == "linf":
         return delta.clamp(-epsilon, epsilon)
     return delta * (epsilon / _lengths(delta)).clamp(max=1)
 
 
-def _inside(like: Tensor, norm: str, generator: torch.Generator | None) -> Tensor:
+def _random_in_ball(like: Tensor, norm: str, generator: torch.Generator | None) -> Tensor:
     """Uniform in the ball of radius 1, for each clip."""
     options = {"generator": generator, "device": generator.device if generator else like.device}
     if norm == "linf":
@@ -145,7 +145,7 @@ def _inside(like: Tensor, norm: str, generator: torch.Generator | None) -> Tenso
     return share.view(-1, *[1] * (like.ndim - 1)) * direction / _lengths(direction)
 
 
-def kept(moved: Tensor, origin: Tensor, clip: tuple[float, float] | None) -> Tensor:
+def clip_to_range(moved: Tensor, origin: Tensor, clip: tuple[float, float] | None) -> Tensor:
     """moved, in the range; where x itself is outside of the range, it stays as it was."""
     if clip is None:
         return moved

@@ -65,7 +65,7 @@ def gradient(model: Model, x: Tensor, y: Tensor, *, loss: str, eot: int) -> Tens
     return torch.autograd.grad(losses.mean(), x)[0] * len(x)
 
 
-def refuse_unfit(model: Model, x: Tensor) -> None:
+def check_model(model: Model, x: Tensor) -> None:
     """Raises ValueError for a model in training mode or on another device than x, and for NaN."""
     if isinstance(model, nn.Module):
         if any(part.training for part in model.modules()):
@@ -77,7 +77,7 @@ def refuse_unfit(model: Model, x: Tensor) -> None:
         raise ValueError("x holds NaN or infinite values")
 
 
-def checked(
+def prepare(
     model: Model, x: Tensor, y: Tensor | None, *, eot: int = 1, loss: str = "ce"
 ) -> tuple[Tensor, Tensor]:
     """x, detached, and its labels on x's device: y, or the model's own predictions (ART's rule).
@@ -87,7 +87,7 @@ def checked(
     """
     choose("loss", loss, sorted(LOSSES))
     number("eot", eot)
-    refuse_unfit(model, x)
+    check_model(model, x)
     x = x.detach()
     if y is None:
         return x, predictions(model, x, eot=eot)

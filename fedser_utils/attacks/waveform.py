@@ -37,7 +37,7 @@ def waveform_pgd(
     Returns the adversarial waveforms, within [-1, 1): they can be written in 16 bits.
     Raises ValueError as ``target.checked`` does, and for a silent clip or one out of range.
     """
-    target.refuse_unfit(model, waveform)
+    target.check_model(model, waveform)
     energy = waveform.square().sum(1)
     if not energy.all():
         raise ValueError("a clip is silent: no perturbation keeps a signal-to-noise ratio")

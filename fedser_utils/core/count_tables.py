@@ -15,7 +15,7 @@ import pandas as pd
 MARK = "#"
 
 
-def clips(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> pd.DataFrame:
+def clips_from_counts(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> pd.DataFrame:
     """Rows as of a run's ``clips.parquet``. counts: client -> emotion -> [training, test]."""
     rows = [
         (f"{client}{MARK}{emotion}-{part}-{i:03d}", client, None, emotion, np.nan, part, client)
@@ -28,7 +28,7 @@ def clips(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def decisions(
+def predictions_from_counts(
     confusions: Mapping[str, Mapping[str, Sequence[int]]], classes: Sequence[str]
 ) -> pd.DataFrame:
     """Rows as of a run's ``predictions.parquet``: attack, condition, draw, clip, speaker, y_true,

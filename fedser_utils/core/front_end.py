@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CHANGES = ("sample_rate", "window", "hop", "bands", "lowest", "highest", "seconds")
+FRONT_END_FIELDS = ("sample_rate", "window", "hop", "bands", "lowest", "highest", "seconds")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from fedser_utils.core.errors import InputError
-from fedser_utils.core.settings import HOW, LATER, ROOT, WHO, Settings
+from fedser_utils.core.settings import BEFORE, EXECUTION, IDENTITY, ROOT, Settings
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Run:
                 return read(path)
         return pd.DataFrame()
 
-    def kept(
+    def cached(
         self, name: str, key: Mapping[str, Any], make: Callable[[], pd.DataFrame]
     ) -> pd.DataFrame:
         """``name.parquet``, if it was made with this key (what its content depends on); otherwise
@@ -121,19 +121,19 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def setting_digest(settings: Mapping[str, Any], fingerprint: str) -> str:
+def settings_digest(settings: Mapping[str, Any], fingerprint: str) -> str:
     """Digest of everything two runs of one study must share to be compared: all settings that
     change a result, except which model and which seed it is, and the corpus's content."""
-    left_out = {*HOW, *WHO, "corpus"}
-    left_out |= {k for k, v in LATER.items() if k in settings and settings[k] == v}
+    left_out = {*EXECUTION, *IDENTITY, "corpus"}
+    left_out |= {k for k, v in BEFORE.items() if k in settings and settings[k] == v}
     shared = {k: v for k, v in settings.items() if k not in left_out} | {"corpus": fingerprint}
     text = json.dumps(shared, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def name_of(settings: Settings, fingerprint: str) -> str:
+def run_name(settings: Settings, fingerprint: str) -> str:
     """The name of the run of these settings on this corpus."""
-    digest = setting_digest(settings.values(), fingerprint)
+    digest = settings_digest(settings.values(), fingerprint)
     return f"{settings.study}-{settings.model}-s{settings.seed}-{digest}"
 
 
@@ -147,7 +147,7 @@ def open_run(settings: Settings, fingerprint: str, **facts: Any) -> Run:
 
     fingerprint: of the corpus's content. facts: further entries for config.json, e.g. device.
     """
-    name = name_of(settings, fingerprint)
+    name = run_name(settings, fingerprint)
     folder = Path(settings.outputs) / name
     path = folder / "config.json"
     if not path.exists():
@@ -156,7 +156,7 @@ def open_run(settings: Settings, fingerprint: str, **facts: Any) -> Run:
             "run": name,
             "study": settings.study,
             "model": settings.model,
-            "setting": setting_digest(settings.values(), fingerprint),
+            "setting": settings_digest(settings.values(), fingerprint),
             "fingerprint": fingerprint,
             "settings": settings.values(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -191,7 +191,7 @@ def study_runs(settings: Settings) -> list[Run]:
     if len(groups) > 1:
         values = settings.values()
         prints = {run.config["fingerprint"] for run in runs}
-        found = groups & {setting_digest(values, fingerprint) for fingerprint in prints}
+        found = groups & {settings_digest(values, fingerprint) for fingerprint in prints}
         if len(found) != 1:
             listed = ", ".join(run.id for run in runs)
             what = (
@@ -231,7 +231,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def writer(folder: Path) -> str:
+def lock_holder(folder: Path) -> str:
     """Who holds a run's lock, in words; "" if nobody does. Nothing is written, and no lock taken: a
     training that starts in this instant must find it free."""
     path = folder / ".lock"
@@ -267,7 +267,7 @@ def load_arrays(path: Path) -> Arrays:
     return load_file(path)
 
 
-def made_on(runs: Sequence[Run]) -> dict[str, str]:
+def hardware(runs: Sequence[Run]) -> dict[str, str]:
     """Columns that say where runs were trained: processor, precision; several with semicolons."""
     precisions = {True: "bf16", False: "fp32", None: "precision not recorded"}
     found = {
@@ -281,7 +281,7 @@ def origin(runs: Sequence[Run]) -> str:
     """Where a figure comes from: runs, the commits they were made with, where, and the present
     commit."""
     made = ", ".join(sorted({run.config["commit"] for run in runs}))
-    made += f" on {', '.join(made_on(runs).values())}"
+    made += f" on {', '.join(hardware(runs).values())}"
     return f"runs {', '.join(run.id for run in runs)}; made with {made}; drawn with {commit()}"
 
 

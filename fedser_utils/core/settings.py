@@ -19,13 +19,13 @@ from typing import Any
 import yaml
 
 from fedser_utils.core.errors import InputError, choose, number, refusals
-from fedser_utils.core.front_end import CHANGES, FRONT_ENDS, SPEECH, FrontEnd
+from fedser_utils.core.front_end import FRONT_END_FIELDS, FRONT_ENDS, SPEECH, FrontEnd
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ROOT / "notebooks" / "presets"
 SYNTHETIC, MACHINES = "synthetic", "machines"  # the embedded corpora
 EMBEDDED = (SYNTHETIC, MACHINES)
-OWN = "notebooks"  # a preset's section for parameters that are no settings of a run
+NOTEBOOK_SECTION = "notebooks"  # a preset's section for parameters that are no settings of a run
 
 
 def _one_of(default: str, *choices: str) -> Any:
@@ -59,7 +59,10 @@ STRATEGIES = {  # Flower's strategies -> which of the settings below are theirs,
 }
 ATTACKS = ("fgsm", "pgd", "deepfool")  # of adversarial training
 PARTITIONS = ("speaker", "iid", "dirichlet", "quantity")
-SKEWED = {"dirichlet": 0.5, "quantity": 0.5}  # partitions with a skew_alpha, and what None means
+DEFAULT_SKEW = {
+    "dirichlet": 0.5,
+    "quantity": 0.5,
+}  # partitions with a skew_alpha, and what None means
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ class Settings:
         if self.log_mel == "auto":
             named = MACHINES if MACHINES in self.corpora else "speech"
             object.__setattr__(self, "log_mel", named)
-        for name in CHANGES:
+        for name in FRONT_END_FIELDS:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(FRONT_ENDS[self.log_mel], name))
         if self.highest > self.sample_rate / 2 or self.lowest >= self.highest:
@@ -188,10 +191,9 @@ class Settings:
                 "split 'speaker_independent' puts whole clients aside, which have joined to train; "
                 "choose speaker_dependent with runtime deployment"
             )
-        if self.skew_alpha is not None and self.partition not in SKEWED:
-            raise InputError(
-                f"skew_alpha belongs to {', '.join(SKEWED)}, not to partition {self.partition}"
-            )
+        if self.skew_alpha is not None and self.partition not in DEFAULT_SKEW:
+            takers = ", ".join(DEFAULT_SKEW)
+            raise InputError(f"skew_alpha belongs to {takers}, not to partition {self.partition}")
         if self.client_count and self.partition == "speaker":
             raise InputError(
                 "client_count needs a partition of "
@@ -242,7 +244,7 @@ class Settings:
 
     @property
     def front_end(self) -> FrontEnd:
-        return FrontEnd(**{name: getattr(self, name) for name in CHANGES})
+        return FrontEnd(**{name: getattr(self, name) for name in FRONT_END_FIELDS})
 
     @property
     def study(self) -> str:
@@ -277,16 +279,24 @@ class Settings:
 
 
 # settings that came when there were runs already, and the value that those were made with
-LATER = {name: getattr(SPEECH, name) for name in CHANGES} | {
+BEFORE = {name: getattr(SPEECH, name) for name in FRONT_END_FIELDS} | {
     "reader": "auto", "classes": "shared", "clips_per_speaker": None, "level": "none",
     "standardisation": "all",
     "partition": "speaker", "client_count": None, "skew_alpha": None, "learning_rate_decay": 1.0,
     "norm": "batch", "batch_norm": "average", "attack_every": None,
 }  # fmt: skip
 # settings that do not change the result (log_mel: its values are settings too)
-HOW = ("checkpoint_every", "engine", "device", "outputs", "timeout", "superlink", "certificates")
-HOW += ("log_mel",)
-WHO = ("attack", "seed", "clients")  # settings that tell the runs of one study apart
+EXECUTION = (
+    "checkpoint_every",
+    "engine",
+    "device",
+    "outputs",
+    "timeout",
+    "superlink",
+    "certificates",
+)
+EXECUTION += ("log_mel",)
+IDENTITY = ("attack", "seed", "clients")  # settings that tell the runs of one study apart
 
 
 def corpus_name(entry: str) -> str:
@@ -357,7 +367,7 @@ def load_settings(preset: str | None = None, **parameters: Any) -> Settings:
     """
     preset = choose("preset", "demo" if preset is None else preset, preset_names())
     values = _preset(preset)
-    values.pop(OWN, None)
+    values.pop(NOTEBOOK_SECTION, None)
     given = {name: value for name, value in parameters.items() if value is not None}
     known = sorted(spec.name for spec in dataclasses.fields(Settings))
     for name in [*values, *given]:
@@ -400,7 +410,7 @@ def own_parameters(
     "real", any finite number.
     Raises SystemExit, in one line, for a value of another kind.
     """
-    section = _preset(settings.preset).get(OWN, {})
+    section = _preset(settings.preset).get(NOTEBOOK_SECTION, {})
     found = {n: section.get(n) if namespace[n] is None else namespace[n] for n in own}
     with refusals():
         for name, kind in own.items():

@@ -10,12 +10,12 @@ import pandas as pd
 
 from fedser_utils.core.errors import InputError, choose
 from fedser_utils.core.seeding import rng
-from fedser_utils.core.settings import PARTITIONS, SKEWED, client_name
+from fedser_utils.core.settings import DEFAULT_SKEW, PARTITIONS, client_name
 
 DRAWS = 100  # before a skew is given up that leaves a client without a clip
 
 
-def dealt(
+def assign_clients(
     clips: pd.DataFrame, *, how: str, count: int, alpha: float | None, seed: int
 ) -> pd.Series:
     """The client of every row of ``clips`` (clip, speaker, emotion, split).
@@ -33,7 +33,7 @@ def dealt(
     trains = (clips["split"] == "train").sum()
     if count > trains:
         raise InputError(f"client_count {count} is more than the {trains} training clips")
-    alpha = SKEWED.get(how) if alpha is None else alpha
+    alpha = DEFAULT_SKEW.get(how) if alpha is None else alpha
     generator = rng(seed, "partition", how)
     for _ in range(DRAWS):
         client = _draw(clips, how, count, alpha, generator)
@@ -55,7 +55,7 @@ def _draw(
     table["place"] = np.arange(len(clips))
     for _, of_label in table.sort_values("clip").groupby("label"):
         share = np.full(count, 1 / count)
-        if how in SKEWED:
+        if how in DEFAULT_SKEW:
             share = generator.dirichlet(np.full(count, alpha))
         for _, own in of_label.groupby("split"):
             cuts = np.round(np.cumsum(share)[:-1] * len(own)).astype(int)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 # several corpora's names for one emotion
 VOCABULARY = {"joy": "happiness", "happy": "happiness", "surprised": "surprise", "angry": "anger"}
 VOCABULARY |= {"sad": "sadness", "fearful": "fear", "disgusted": "disgust"}
-UNSHARED = ("boredom", "calm")  # some corpora take them for neutral, others do not know them
+AMBIGUOUS = ("boredom", "calm")  # some corpora take them for neutral, others do not know them
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def load_corpora(
     own = {name: set(corpus.clips["emotion"]) for name, corpus in read.items()}
     kept = set.union(*own.values())
     if classes == "shared":
-        kept = set.intersection(*own.values()) - {*UNSHARED}
+        kept = set.intersection(*own.values()) - {*AMBIGUOUS}
     if len(kept) < 2:
         listed = "; ".join(f"{name} has {', '.join(sorted(has))}" for name, has in own.items())
         raise InputError(
@@ -127,7 +127,7 @@ def load_corpora(
 
 
 def _left_out(label: str) -> str:
-    why = "is left out where corpora are joined" if label in UNSHARED else "is not of all corpora"
+    why = "is left out where corpora are joined" if label in AMBIGUOUS else "is not of all corpora"
     return f"class {label} {why}"
 
 
@@ -142,7 +142,7 @@ def _prefixed(corpus: Corpus, name: str) -> Corpus:
     return replace(corpus, clips=clips, rejected=rejected)
 
 
-def thinned(corpus: Corpus, most: int) -> Corpus:
+def subsample(corpus: Corpus, most: int) -> Corpus:
     """At most ``most`` clips of each speaker, at random, as evenly from its classes as that
     allows; the others are neither used nor among the rejected."""
     shuffled = corpus.clips.sample(frac=1, random_state=rng(0, "thinned"))

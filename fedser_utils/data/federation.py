@@ -26,8 +26,8 @@ from fedser_utils.core.runs import DEPLOYED, Run
 from fedser_utils.core.seeding import rng
 from fedser_utils.core.settings import MACHINES, SYNTHETIC, Settings, client_name
 from fedser_utils.data import log_mel
-from fedser_utils.data.client_partition import dealt
-from fedser_utils.data.corpora import Corpus, load_corpora, load_corpus, thinned
+from fedser_utils.data.client_partition import assign_clients
+from fedser_utils.data.corpora import Corpus, load_corpora, load_corpus, subsample
 from fedser_utils.data.readers import COLUMNS, MANIFEST
 
 TEST_SHARE = 0.2
@@ -91,7 +91,7 @@ class Federation:
             chosen &= self.clips["client"] == client
         return self.clips[chosen]
 
-    def validation(self, *, share: float, seed: int) -> pd.DataFrame:
+    def validation_clips(self, *, share: float, seed: int) -> pd.DataFrame:
         """A random share of each speaker's training clips, at least one: to tune on what is not
         for testing. Models have been trained on them."""
         train = self.clips[self.clips["split"] == "train"].sort_values("clip")
@@ -105,12 +105,14 @@ class Federation:
 
     def tensors(self, table: pd.DataFrame, *, device: str = "cpu") -> tuple[Tensor, Tensor]:
         """x: (n, 1, frames, bands) float32, standardised log-Mel; y: (n,) int64 class indices."""
-        mean, std = self.standard(table)
+        mean, std = self.standardisation_of(table)
         x = (torch.from_numpy(self.log_mels[table.index][:, None]) - mean) / std
         y = pd.Categorical(table["emotion"], categories=self.classes).codes.astype(np.int64)
         return x.to(device), torch.from_numpy(y).to(device)
 
-    def standard(self, table: pd.DataFrame, *, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    def standardisation_of(
+        self, table: pd.DataFrame, *, device: str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
         """What the clips of some rows are standardised with: mean and standard deviation, float32,
         (bands,), or (n, 1, 1, bands) where groups have their own."""
         mean, std = self.mean, self.std
@@ -119,15 +121,15 @@ class Federation:
             mean, std = (np.stack(column)[:, None, None] for column in zip(*own, strict=True))
         return torch.from_numpy(mean).to(device), torch.from_numpy(std).to(device)
 
-    def sound(self, index: int, *, device: str = "cpu") -> Tensor:
+    def waveform(self, index: int, *, device: str = "cpu") -> Tensor:
         """(1, samples) at the front end's rate: the clip of one row of ``clips``, not repeated nor
         cut."""
         path = self.corpus.root / self.clips["path"][index]
-        return log_mel.sound(path, rate=self.front.sample_rate, device=device)
+        return log_mel.load_waveform(path, rate=self.front.sample_rate, device=device)
 
-    def listener(self, index: int, *, device: str = "cpu") -> log_mel.StandardisedLogMel:
+    def input_transform(self, index: int, *, device: str = "cpu") -> log_mel.StandardisedLogMel:
         """From a waveform to what ``tensors`` holds, for the clip of one row of ``clips``."""
-        own = self.standard(self.clips.loc[[index]])
+        own = self.standardisation_of(self.clips.loc[[index]])
         mean, std = (value.reshape(-1).numpy() for value in own)
         return log_mel.StandardisedLogMel(mean, std, self.front, level=self.level).to(device)
 
@@ -148,7 +150,7 @@ def federate(corpus: Corpus, settings: Settings) -> Federation:
             f"corpus {corpus.name!r} is too small for split {settings.split!r}: {speakers} "
             f"speakers with training clips, {tests} test clips"
         )
-    clips["client"] = dealt(
+    clips["client"] = assign_clients(
         clips, how=settings.partition, count=settings.client_count or clips["speaker"].nunique(),
         alpha=settings.skew_alpha, seed=settings.seed,
     )  # fmt: skip
@@ -157,7 +159,7 @@ def federate(corpus: Corpus, settings: Settings) -> Federation:
         cache=Path(settings.outputs) / "cache", front=settings.front_end, level=settings.level,
     )  # fmt: skip
     train = clips[clips["split"] == "train"]
-    mean, std = log_mel.pool(_sums(log_mels, train, "speaker").values())
+    mean, std = log_mel.pool_statistics(_sums(log_mels, train, "speaker").values())
     by = None if settings.standardisation == "all" else settings.standardisation
     groups = _groups(log_mels, clips, by) if by else {}
     if settings.clients == POOLED:
@@ -182,11 +184,11 @@ def _groups(log_mels: np.ndarray, clips: pd.DataFrame, by: str) -> dict[str, Sta
     train = clips[clips["split"] == "train"]
     aside = clips[~clips[by].isin(train[by])]
     sums = _sums(log_mels, train, by) | _sums(log_mels, aside, by)
-    return {name: log_mel.pool([own]) for name, own in sums.items()}
+    return {name: log_mel.pool_statistics([own]) for name, own in sums.items()}
 
 
 @dataclass(frozen=True)
-class Share:
+class ClientData:
     """What one client has: its own clips (with the column split) and their log-Mels."""
 
     corpus: Corpus
@@ -217,7 +219,7 @@ class Share:
         """The part of the federation that this client sees, with what the server tells it.
         standard: mean and standard deviation; None: the client's own."""
         corpus = replace(self.corpus, classes=tuple(classes))
-        standard = log_mel.pool([self.sums()]) if standard is None else standard
+        standard = log_mel.pool_statistics([self.sums()]) if standard is None else standard
         mean, std = (np.asarray(value, np.float32) for value in standard)
         clips, own = self.clips.assign(client=self.client), (self.client,)
         return Federation(
@@ -226,9 +228,9 @@ class Share:
 
 
 @functools.lru_cache(maxsize=16)
-def load_share(
+def load_client_data(
     folder: str, *, seed: int, cache: str, front: FrontEnd = SPEECH, level: str = "none"
-) -> Share:
+) -> ClientData:
     """One client's recordings, split as ``federate`` splits each speaker's; read once per process.
 
     Raises InputError if they are not one speaker's, or too few for training and test.
@@ -241,10 +243,10 @@ def load_share(
         corpus.root, list(clips["path"]), list(clips["digest"]), cache=Path(cache), front=front,
         level=level,
     )  # fmt: skip
-    return Share(corpus, clips, log_mels, front, level)
+    return ClientData(corpus, clips, log_mels, front, level)
 
 
-def share_out(corpus: Corpus, folder: Path) -> list[Path]:
+def write_client_folders(corpus: Corpus, folder: Path) -> list[Path]:
     """Give each speaker a folder of its own, ``client-00`` and so on in the speakers' order, with
     its clips and a manifest: what the clients of a deployment on one machine have. Files are
     linked where the disk allows it."""
@@ -292,7 +294,7 @@ def corpus_of(settings: Settings) -> Corpus:
         [(name, root)] = places.items()
         corpus = load_corpus(root, reader=reader, name=name)
     most = settings.clips_per_speaker
-    return thinned(corpus, most) if most else corpus
+    return subsample(corpus, most) if most else corpus
 
 
 def _place(corpus: str, settings: Settings) -> Path:

@@ -142,7 +142,7 @@ def approximate_sound(log_mel: Tensor, front: FrontEnd = SPEECH) -> Tensor:
     return guess(spread(magnitude) * scale).clamp(-1, 1).to(log_mel.device)
 
 
-def sound(path: str | Path, *, rate: int = SAMPLE_RATE, device: str = "cpu") -> Tensor:
+def load_waveform(path: str | Path, *, rate: int = SAMPLE_RATE, device: str = "cpu") -> Tensor:
     """(1, samples) at ``rate`` Hz of one file. Raises BadClipError as ``audio.read`` does."""
     return torch.from_numpy(audio.read(path, rate=rate).waveform)[None].to(device)
 
@@ -166,7 +166,7 @@ def client_sums(log_mels: np.ndarray) -> Sums:
     return total
 
 
-def pool(sums: Iterable[Sums]) -> tuple[np.ndarray, np.ndarray]:
+def pool_statistics(sums: Iterable[Sums]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per Mel band, (mels,) float32 each, over all clients' frames."""
     sums = list(sums)
     count = sum(s.count for s in sums)
@@ -207,7 +207,7 @@ def _extract(files: list[Path], path: Path, log_mel: LogMel) -> None:
 
     def image(file: Path) -> np.ndarray:
         with torch.inference_mode():
-            return log_mel(sound(file, rate=front.sample_rate))[0, 0].numpy()
+            return log_mel(load_waveform(file, rate=front.sample_rate))[0, 0].numpy()
 
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(files), *front.shape)}
     with atomic(path) as partial, open(partial, "wb") as out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from typing import Any
 
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedser_utils import attacks
-from fedser_utils.core.devices import device_name
-from fedser_utils.core.errors import InputError
+from fedser_utils.core.devices import resolve_device, uses_bf16
 from fedser_utils.core.seeding import generator
 from fedser_utils.core.settings import Settings
 from fedser_utils.data.federation import load_federation
@@ -24,49 +23,14 @@ from fedser_utils.robustness import evaluation
 from fedser_utils.robustness.randomisation import Randomise
 
 
-def device_of(settings: Settings) -> str:
-    """The torch device these settings mean. Raises InputError where it is not there."""
-    if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {settings.device!r} is not available; choose from auto, cpu")
-    return settings.device
-
-
-def uses_bf16(settings: Settings, device: str) -> bool:
-    """Whether training runs under bf16 autocast: on request, or where it is fast."""
-    if settings.precision == "auto":
-        return device != "cpu" or cpu_has_bf16()
-    return settings.precision == "bf16"
-
-
-def machine(device: str, *, bf16: bool) -> dict[str, str]:
-    """Columns that say where a number was computed: processor, precision."""
-    return {"processor": device_name(device), "precision": "bf16" if bf16 else "fp32"}
-
-
 def is_fast(settings: Settings) -> bool:
     """Whether the cohort trains through ``gpu_engine``: on request, or on a GPU. In the other
     runtimes a process may live for one message, and what ``gpu_engine`` prepares would not pay."""
     if settings.runtime != "cohort" or settings.batch_norm == "local":
         return False
     if settings.engine == "auto":
-        return device_of(settings) != "cpu"
+        return resolve_device(settings) != "cpu"
     return settings.engine == "fast"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies in bf16; where it does not, bf16 is several times slower
-    than fp32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def attack_of(settings: Settings, name: str, **changes: Any) -> Callable[..., Tensor]:
-    """The attack called ``name`` at these settings' strength, but for ``changes``."""
-    strength = {
-        key: getattr(settings, key) for key in ("epsilon", "step_size", "steps", "overshoot")
-    }
-    return attacks.configured(name, **(strength | changes))
 
 
 def new_model(settings: Settings, classes: int) -> vgg.VGG15:
@@ -81,23 +45,24 @@ _workspace = threading.local()
 def model_of(settings: Settings, classes: int) -> vgg.VGG15:
     """A model for each thread, reused: whoever takes it overwrites its weights."""
     if getattr(_workspace, "key", None) != (settings, classes):
-        _workspace.model = new_model(settings, classes).to(device_of(settings))
+        _workspace.model = new_model(settings, classes).to(resolve_device(settings))
         _workspace.key = settings, classes
     return _workspace.model
 
 
-def target_of(settings: Settings, model: vgg.VGG15) -> nn.Module:
+def evaluation_target(settings: Settings, model: vgg.VGG15) -> nn.Module:
     """What decides and is attacked in the model's place. With the fast engine on a GPU it is
     compiled, once for each thread, and holds the model that was asked for last."""
-    device = device_of(settings)
+    device = resolve_device(settings)
     bf16 = uses_bf16(settings, device)
     if device == "cpu" or not (bf16 and is_fast(settings)):
-        return vgg.attackable(model, bf16=bf16)
+        return vgg.attack_target(model, bf16=bf16)
     key = settings.width, settings.norm, len(model.classifier[2].bias), device
-    if getattr(_workspace, "aim_key", None) != key:
-        _workspace.aim, _workspace.aim_key = vgg.Quick(model, compiled=True), key
-    _workspace.aim.take(model)
-    return _workspace.aim
+    if getattr(_workspace, "target_key", None) != key:
+        _workspace.target_model = vgg.Bf16GradientModel(model, compiled=True)
+        _workspace.target_key = key
+    _workspace.target_model.take(model)
+    return _workspace.target_model
 
 
 def fit(
@@ -116,42 +81,48 @@ def fit(
     """
     adversarial = is_adversarial(settings, round_number)
     model, state = model_of(settings, len(weights["classifier.2.bias"])), state or {}
-    own = own_arrays(state)
+    own = local_arrays(state)
     if settings.batch_norm == "local" and not own:
         own = {name: weights[name] for name in vgg.batch_norm_names(model)}
-    optimiser = {name: value for name, value in state.items() if not name.startswith(OWN)}
+    optimiser = {name: value for name, value in state.items() if not name.startswith(LOCAL_PREFIX)}
     return client_update(
         model,
         weights,
         *clips,
-        generator=randomness(settings, client, round_number),
+        generator=client_generator(settings, client, round_number),
         epochs=settings.local_epochs,
         batch_size=settings.batch_size,
-        learning_rate=rate_of(settings, round_number),
+        learning_rate=learning_rate_in(settings, round_number),
         optimiser=optimiser or None,
-        own=own,
-        attack=attack_of(settings, settings.attack) if adversarial else None,
+        local_arrays=own,
+        attack=attacks.make_attack(settings, settings.attack) if adversarial else None,
         alpha=settings.alpha,
         proximal_mu=proximal_mu,
-        bf16=uses_bf16(settings, device_of(settings)),
+        bf16=uses_bf16(settings, resolve_device(settings)),
     )
 
 
-OWN = "own/"  # how names begin, in what a client keeps, of arrays that never leave it
+LOCAL_PREFIX = "own/"  # how names begin, in what a client keeps, of arrays that never leave it
 
 
-def kept(settings: Settings, update: Update) -> Arrays:
+def state_after(settings: Settings, update: Update) -> Arrays:
     """What a client keeps of a round for its next: its optimiser's state, and its own arrays."""
     optimiser = update.optimiser if settings.client_state == "keep" else {}
-    return optimiser | {f"{OWN}{name}": value for name, value in update.own.items()}
+    return optimiser | {
+        f"{LOCAL_PREFIX}{name}": value for name, value in update.local_arrays.items()
+    }
 
 
-def own_arrays(state: Mapping[str, Any]) -> dict[str, Any]:
+def local_arrays(state: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of its own in what a client keeps, by name."""
-    return {n.removeprefix(OWN): value for n, value in state.items() if n.startswith(OWN)}
+    return {
+        n.removeprefix(LOCAL_PREFIX): value
+        for n, value in state.items()
+        if n.startswith(LOCAL_PREFIX)
+    }
 
 
-def rate_of(settings: Settings, round_number: int) -> float:
+def learning_rate_in(settings: Settings, round_number: int) -> float:
     """The learning rate of a client's Adam in a round."""
     return settings.learning_rate * settings.learning_rate_decay ** (round_number - 1)
 
@@ -168,7 +139,7 @@ def is_adversarial(settings: Settings, round_number: int) -> bool:
     return settings.attack != "none" and round_number > 1
 
 
-def randomness(settings: Settings, client: str, round_number: int) -> torch.Generator:
+def client_generator(settings: Settings, client: str, round_number: int) -> torch.Generator:
     """All of a client's draws in a round: they belong to (seed, round, client)."""
     return generator(settings.seed, "round", round_number, client)
 
@@ -194,9 +165,9 @@ def decisions(
     """Rows of ``evaluation.evaluate``: a run's evaluation on test clips (x, y) after a round."""
     names = attack_names(settings, round_number)
     return evaluation.evaluate(
-        target_of(settings, model),
+        evaluation_target(settings, model),
         *clips,
-        attacks={name: attack_of(settings, name) for name in names},
+        attacks={name: attacks.make_attack(settings, name) for name in names},
         randomise=Randomise.on(settings.front_end.shape, mode=settings.resize),
         seed=seed,
         pool=pool,
@@ -207,4 +178,4 @@ def decisions(
 def client_clips(settings: Settings, client: str, part: str) -> tuple[Tensor, Tensor]:
     """(x, y) of one client of a federation that is within reach; kept, on the device."""
     data = load_federation(settings)
-    return data.tensors(data.table(part, client), device=device_of(settings))
+    return data.tensors(data.table(part, client), device=resolve_device(settings))

@@ -27,15 +27,15 @@ from fedser_utils.core import checkpoints
 from fedser_utils.core.devices import worker_pool
 from fedser_utils.core.seeding import derive
 from fedser_utils.core.settings import Settings
-from fedser_utils.data.federation import Federation, Share, load_federation, load_share
+from fedser_utils.data.federation import ClientData, Federation, load_client_data, load_federation
 from fedser_utils.federated.client import (
     client_clips,
     decisions,
-    device_of,
     fit,
-    kept,
+    local_arrays,
     model_of,
-    own_arrays,
+    resolve_device,
+    state_after,
     statistics,
 )
 from fedser_utils.learning import vgg
@@ -52,7 +52,7 @@ PACKED = "packed"  # the name of the one array in which weights travel, as in ``
 client_app = ClientApp()
 
 
-class _Here(NamedTuple):
+class _Received(NamedTuple):
     """Where a message has arrived."""
 
     settings: Settings
@@ -66,17 +66,17 @@ def _settings(context: Context) -> Settings:
     return Settings(**json.loads(str(context.run_config["settings"])))
 
 
-def _share(context: Context) -> Share:
+def _share(context: Context) -> ClientData:
     """The node's own recordings."""
     data, state = str(context.node_config["data"]), str(context.node_config["state"])
     settings = _settings(context)
-    return load_share(
+    return load_client_data(
         data, seed=settings.seed, cache=f"{state}/cache", front=settings.front_end,
         level=settings.level,
     )  # fmt: skip
 
 
-def _here(message: Message, context: Context) -> _Here:
+def _received(message: Message, context: Context) -> _Received:
     settings, node = _settings(context), context.node_config
     config = message.content["config"]
     if "data" in node:
@@ -86,14 +86,16 @@ def _here(message: Message, context: Context) -> _Here:
         states = Path(str(node["state"])) / str(config["run"])
 
         def clips(part: str) -> tuple[Tensor, Tensor]:
-            return data.tensors(data.table(part), device=device_of(settings))
+            return data.tensors(data.table(part), device=resolve_device(settings))
 
-        return _Here(settings, share.client, clips, data, states)
+        return _Received(settings, share.client, clips, data, states)
     data = load_federation(settings)
     client = data.clients[int(node["partition-id"])]
     root = context.run_config.get("state")
     states = Path(str(root)) / client if root else None
-    return _Here(settings, client, lambda part: client_clips(settings, client, part), data, states)
+    return _Received(
+        settings, client, lambda part: client_clips(settings, client, part), data, states
+    )
 
 
 @client_app.query("join")
@@ -116,7 +118,7 @@ def join(message: Message, context: Context) -> Message:
 @client_app.train()
 def train_client(message: Message, context: Context) -> Message:
     """A round: ``fit``, with the optimiser's state where this client keeps it."""
-    here = _here(message, context)
+    here = _received(message, context)
     config = message.content["config"]
     number = int(config["server-round"])
     state = _recall(here, context, number)
@@ -130,26 +132,26 @@ def train_client(message: Message, context: Context) -> Message:
         state,
         proximal_mu=float(config.get("proximal-mu", 0.0)),
     )
-    if news := kept(here.settings, update):
+    if news := state_after(here.settings, update):
         _remember(here, context, number, news)
     fresh = bool(news) and state is None
     measures = {"num-examples": len(clips[1]), "train-loss": update.loss, "fresh": int(fresh)}
     weights = update.weights
     if PACKED in message.content["arrays"]:
-        weights = {PACKED: vgg.packed(weights)}
+        weights = {PACKED: vgg.pack(weights)}
     return reply_to(message, weights, **measures)
 
 
-def _weights(message: Message, here: _Here) -> Arrays:
+def _weights(message: Message, here: _Received) -> Arrays:
     """The weights in a message, by name."""
     arrays = dict(message.content["arrays"].to_torch_state_dict())
     if PACKED not in arrays:
         return arrays
     model = model_of(here.settings, len(here.data.classes))
-    return vgg.unpacked(arrays[PACKED], vgg.state_arrays(model))
+    return vgg.unpack(arrays[PACKED], vgg.state_arrays(model))
 
 
-def _recall(here: _Here, context: Context, number: int) -> Arrays | None:
+def _recall(here: _Received, context: Context, number: int) -> Arrays | None:
     """What this client kept of its last round before ``number``, if it is there."""
     if here.states is None:
         kept = context.state.get("optimiser")
@@ -164,7 +166,7 @@ def _recall(here: _Here, context: Context, number: int) -> Arrays | None:
     return {k: torch.from_numpy(v) for k, v in found[1]["optimiser"].items()} if found else None
 
 
-def _remember(here: _Here, context: Context, number: int, state: Arrays) -> None:
+def _remember(here: _Received, context: Context, number: int, state: Arrays) -> None:
     if here.states is None:
         context.state["optimiser"] = as_record(state)
         return
@@ -180,9 +182,9 @@ def _remember(here: _Here, context: Context, number: int, state: Arrays) -> None
 
 
 @client_app.query("statistics")
-def look(message: Message, context: Context) -> Message:
+def batch_statistics(message: Message, context: Context) -> Message:
     """The statistics of the model's batch normalisation over this client's training clips."""
-    here = _here(message, context)
+    here = _received(message, context)
     found = statistics(here.settings, here.clips("train"), _weights(message, here))
     return Message(RecordDict({"arrays": as_record(found)}), reply_to=message)
 
@@ -191,12 +193,12 @@ def look(message: Message, context: Context) -> Message:
 def evaluate_client(message: Message, context: Context) -> Message:
     """Confusion counts on this client's test clips: attack/condition -> classes x classes, flat,
     rows of the truth."""
-    here = _here(message, context)
+    here = _received(message, context)
     model = model_of(here.settings, len(here.data.classes))
     number = int(message.content["config"]["server-round"])
     weights = _weights(message, here)
     if here.settings.batch_norm == "local":
-        weights |= own_arrays(_recall(here, context, number + 1) or {})
+        weights |= local_arrays(_recall(here, context, number + 1) or {})
     vgg.load_arrays(model, weights).eval()
     x, y = here.clips("test")
     seed = derive(here.settings.seed, "evaluation", number, here.client)

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from fedser_utils.analysis.heterogeneity.client_differences import ALL, of_clients
 from fedser_utils.core import checkpoints
+from fedser_utils.core.devices import resolve_device
 from fedser_utils.core.runs import Run
 from fedser_utils.core.seeding import rng
 from fedser_utils.core.settings import Settings
 from fedser_utils.data.federation import Federation
-from fedser_utils.federated.client import device_of, fit, model_of
+from fedser_utils.federated.client import fit, model_of
 from fedser_utils.learning import vgg
 from fedser_utils.learning.local_training import Arrays
 
@@ -48,7 +49,7 @@ def drift(
     by examples), inside and outside (mean cosine to the updates of the other clients of its own
     corpus, and of other corpora; NaN where there are none).
     """
-    device, held, mu = device_of(settings), states or {}, settings.proximal_mu or 0.0
+    device, held, mu = resolve_device(settings), states or {}, settings.proximal_mu or 0.0
     names = [name for name, _ in model_of(settings, len(data.classes)).named_parameters()]
     start, updates, facts = _vector(weights, names), None, []
     for place, client in enumerate(data.clients):
@@ -96,7 +97,7 @@ def _row_means(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
 
 
-def kept(run: Run, data: Federation) -> dict[str, Arrays]:
+def saved_states(run: Run, data: Federation) -> dict[str, Arrays]:
     """What each client keeps between rounds, from the run's newest checkpoint: its optimiser's
     state, arrays of its own; {} where nothing is kept."""
     found = checkpoints.load(run.folder / "checkpoint")
@@ -129,7 +130,7 @@ def batch_norm_shift(
     groups = [(ALL, train), *train.groupby("corpus")] if names else []
     for corpus, clips in groups:
         chosen = _evenly(clips, most, settings.seed)
-        x, _ = data.tensors(chosen, device=device_of(settings))
+        x, _ = data.tensors(chosen, device=resolve_device(settings))
         found = vgg.batch_statistics(model, x, batch_size=_BATCH)
         for layer, name in enumerate(names, start=1):
             shifts = _shifts(own, found, name)

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from fedser_utils.core import runs
+from fedser_utils.core.devices import resolve_device
 from fedser_utils.core.errors import InputError
 from fedser_utils.core.runs import Run
 from fedser_utils.core.settings import ROOT, Settings
-from fedser_utils.data.federation import corpus_of, load_federation, share_out
+from fedser_utils.data.federation import corpus_of, load_federation, write_client_folders
 from fedser_utils.federated import server_app
-from fedser_utils.federated.client import device_of
 from fedser_utils.federated.deployment.flower_cli import Connection, FlowerError
 from fedser_utils.federated.deployment.local import local
 from fedser_utils.federated.deployment.processes import (
@@ -56,10 +56,10 @@ def train(settings: Settings, *, monitor: Monitor | None = None, wait: bool = Fa
                     raise
                 print(f"{busy}: showing it", flush=True)
                 fingerprint = load_federation(settings).corpus.fingerprint
-                _watch(Path(settings.outputs) / runs.name_of(settings, fingerprint), monitor)
+                _watch(Path(settings.outputs) / runs.run_name(settings, fingerprint), monitor)
     simulated = settings.runtime == "simulation"
     fingerprint = load_federation(settings).corpus.fingerprint if simulated else runs.DEPLOYED
-    folder = Path(settings.outputs) / runs.name_of(settings, fingerprint)
+    folder = Path(settings.outputs) / runs.run_name(settings, fingerprint)
     if not (folder / "model.safetensors").exists():
         with (_simulation if simulated else _deployment)(settings, folder) as (connection, options):
             try:
@@ -84,7 +84,7 @@ def _simulation(settings: Settings, folder: Path) -> Iterator[tuple[Connection, 
     RAY_ADDRESS."""
     clients = load_federation(settings).clients
     resources = {"num-supernodes": len(clients), "client-resources-num-cpus": 1}
-    if device_of(settings).startswith("cuda"):
+    if resolve_device(settings).startswith("cuda"):
         resources["client-resources-num-gpus"] = 1 / CLIENTS_PER_GPU
     private = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
     with private as sockets, Services(folder / "services") as services:
@@ -107,7 +107,7 @@ def _deployment(settings: Settings, folder: Path) -> Iterator[tuple[Connection, 
         yield Connection(settings.superlink, authority, folder.parent / ".flwr"), {}
         return
     place = folder / "services"
-    shares = share_out(corpus_of(settings), place / "data")
+    shares = write_client_folders(corpus_of(settings), place / "data")
     with local(place, shares, outputs=Path(settings.outputs)) as up:
         yield up.connection, {}
 
@@ -153,7 +153,7 @@ def _follow(connection: Connection, number: int, folder: Path, monitor: Monitor 
 def _watch(folder: Path, monitor: Monitor | None) -> None:
     """Show the rounds of a run that another process writes, until it does so no more."""
     path, seen = folder / "rounds.csv", 0.0
-    while runs.writer(folder):
+    while runs.lock_holder(folder):
         changed = path.stat().st_mtime if path.exists() else 0.0
         if monitor and changed > seen:
             seen = changed

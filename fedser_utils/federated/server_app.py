@@ -22,21 +22,25 @@ from tqdm.auto import tqdm
 
 from fedser_utils.analysis import metrics
 from fedser_utils.core import checkpoints, runs
-from fedser_utils.core.devices import device_name, worker_pool
+from fedser_utils.core.devices import device_name, resolve_device, uses_bf16, worker_pool
 from fedser_utils.core.errors import choose
 from fedser_utils.core.runs import Run
 from fedser_utils.core.settings import Settings
 from fedser_utils.data.federation import load_federation
-from fedser_utils.federated.client import client_clips, device_of, new_model, uses_bf16
+from fedser_utils.federated.client import client_clips, new_model
 from fedser_utils.federated.client_app import on_host
 from fedser_utils.federated.grids.base import ClientGrid
 from fedser_utils.federated.grids.cohort import CohortGrid
 from fedser_utils.federated.grids.multi_gpu import trainer_of
 from fedser_utils.federated.grids.remote import RemoteGrid
-from fedser_utils.federated.server_evaluation import Known, from_clients, from_corpus
+from fedser_utils.federated.server_evaluation import (
+    ServerEvaluation,
+    with_recordings,
+    without_recordings,
+)
 from fedser_utils.federated.strategies import (
-    MEAN_IS_ENOUGH,
-    careful_strategy,
+    PREAGGREGATED,
+    make_strategy,
     restore_strategy,
     strategy_state,
 )
@@ -58,10 +62,10 @@ def train(
     """
     data = load_federation(settings)
     if preaggregate is None:
-        preaggregate = settings.strategy in MEAN_IS_ENOUGH
+        preaggregate = settings.strategy in PREAGGREGATED
     examples = [len(data.table("train", client)) for client in data.clients]
     who = settings, data.clients, examples
-    with worker_pool(device_of(settings)) as pool, trainer_of(*who, pool=pool) as trainer:
+    with worker_pool(resolve_device(settings)) as pool, trainer_of(*who, pool=pool) as trainer:
         grid = CohortGrid(*who, pool=pool, preaggregate=preaggregate, trainer=trainer)
         grid.monitor = monitor
         told = {"settings": json.dumps(settings.values())}
@@ -88,20 +92,20 @@ def main(grid: Grid, context: Context) -> None:
     if not isinstance(grid, ClientGrid):
         choose("runtime", settings.runtime, ("simulation", "deployment"))
         grid = RemoteGrid(grid, timeout=settings.timeout, bands=settings.bands)
-    device = device_of(settings)
+    device = resolve_device(settings)
     facts = {"device": device_name(device), "bf16": uses_bf16(settings, device)}
     with _pool_of(grid, device) as pool:
         if settings.runtime == "deployment":
             run = runs.open_run(settings, runs.DEPLOYED, **facts)
             with runs.locked(run.folder):
                 if not run.complete:
-                    serve(grid, settings, run, from_clients(grid, settings, run))
+                    serve(grid, settings, run, without_recordings(grid, settings, run))
             return
         data = load_federation(settings)
         run = runs.open_run(settings, data.corpus.fingerprint, **facts)
         with runs.locked(run.folder):
             if not run.complete:
-                serve(grid, settings, run, from_corpus(grid, settings, run, data, pool))
+                serve(grid, settings, run, with_recordings(grid, settings, run, data, pool))
 
 
 @contextmanager
@@ -113,7 +117,7 @@ def _pool_of(grid: Grid, device: str):
             yield pool
 
 
-def serve(grid: ClientGrid, settings: Settings, run: Run, known: Known) -> None:
+def serve(grid: ClientGrid, settings: Settings, run: Run, known: ServerEvaluation) -> None:
     """From the newest checkpoint, or the beginning, to the last round."""
     model = new_model(settings, len(known.classes))
     arrays = {k: on_host(v) for k, v in vgg.state_arrays(model).items()}
@@ -121,7 +125,7 @@ def serve(grid: ClientGrid, settings: Settings, run: Run, known: Known) -> None:
     found = checkpoints.load(run.folder / "checkpoint")
     first, parts = found if found else (0, {})
     anew = settings.batch_norm == "reestimate"
-    made = careful_strategy(
+    made = make_strategy(
         settings.strategy,
         first_round=first,
         seed=settings.seed,
@@ -147,7 +151,7 @@ def serve(grid: ClientGrid, settings: Settings, run: Run, known: Known) -> None:
         log_book.note(f"{number}")
         last = number == settings.rounds
         if last or number % settings.eval_every == 0:
-            decided = known.judge(number, record)
+            decided = known.evaluate(number, record)
             log_book.note(f"{number}, evaluation")
             log_book.evaluate(number, decided, made)
             if grid.monitor:
@@ -169,9 +173,9 @@ def serve(grid: ClientGrid, settings: Settings, run: Run, known: Known) -> None:
                 evaluate_fn=after_round,
             )
             last_arrays = result.arrays
-    own = {f"{c}/{k}": on_host(v) for c, a in grid.own_arrays().items() for k, v in a.items()}
+    own = {f"{c}/{k}": on_host(v) for c, a in grid.local_arrays().items() for k, v in a.items()}
     if own:
-        runs.save_arrays(run.folder / vgg.OWN, own)
+        runs.save_arrays(run.folder / vgg.LOCAL_ARRAYS_FILE, own)
     statistics = {"standardisation.mean": known.mean, "standardisation.std": known.std}
     facts = {"classes": json.dumps(known.classes), "width": str(settings.width)}
     runs.save_model(run, {k: v.numpy() for k, v in last_arrays.items()} | statistics, **facts)

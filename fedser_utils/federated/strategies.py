@@ -14,7 +14,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from fedser_utils.core.seeding import derive
 
 # those that never look at a single client's reply: one reply with the mean will do
-MEAN_IS_ENOUGH = ("FedAvg", "FedProx", "FedAdam", "FedYogi", "FedAvgM")
+PREAGGREGATED = ("FedAvg", "FedProx", "FedAdam", "FedYogi", "FedAvgM")
 # the fewest replies with f malicious clients: Blanchard et al. (2017), Guerraoui and Rouault (2018)
 FEWEST = {"Krum": (2, 3), "MultiKrum": (2, 3), "Bulyan": (4, 3)}
 
@@ -116,7 +116,7 @@ def _single(array: Array) -> Array:
     return array if array.dtype == "float32" else Array(array.numpy().astype(np.float32))
 
 
-def careful_strategy(
+def make_strategy(
     name: str,
     *,
     first_round: int,

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedser_utils.learning import local_training
-from fedser_utils.learning.local_training import Arrays, Plan, Update
-from fedser_utils.learning.vgg import VGG15, faster, load_arrays, state_arrays
+from fedser_utils.learning.local_training import Arrays, Schedule, Update
+from fedser_utils.learning.vgg import VGG15, compile_module, load_arrays, state_arrays
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Job(NamedTuple):
 
     x: Tensor
     y: Tensor
-    plan: Plan
+    plan: Schedule
     optimiser: Arrays | None
 
 
@@ -64,14 +64,14 @@ class Engine:
         self._forward = None
         if self._cuda:
             skeleton = copy.deepcopy(model).train()
-            self._forward = faster(
+            self._forward = compile_module(
                 lambda state, x: functional_call(skeleton, state, (x,)), dynamic=False
             )
         self.on_host = False
         if self._cuda:
             size = sum(value.nbytes for value in state_arrays(model).values())
             free = torch.cuda.mem_get_info(self.device)[0]
-            lanes, self.on_host = placed(free, size=size, clients=clients, most=lanes)
+            lanes, self.on_host = plan_lanes(free, size=size, clients=clients, most=lanes)
         self.lanes = [self._lane() for _ in range(lanes)]
 
     @property
@@ -122,7 +122,7 @@ class Engine:
                     yield
                 done[number] = lane.end(on_host=self.on_host)
 
-        shares = shared_out([len(job.plan.steps) for job in jobs], len(self.lanes))
+        shares = balance_loads([len(job.plan.steps) for job in jobs], len(self.lanes))
         turns = deque(work(lane, share) for lane, share in zip(self.lanes, shares, strict=True))
         while turns:
             turn = turns.popleft()
@@ -162,7 +162,7 @@ class _Lane:
         forward: Callable | None,
     ) -> None:
         self.model, self.recipe, self.anchor, self.rate = model, recipe, anchor, rate
-        self.state = local_training.started(model, None)
+        self.state = local_training.init_optimizer_state(model, None)
         self.arrays = state_arrays(model)
         self.total = next(model.parameters()).new_zeros(()).detach()
         self.steps: dict[tuple[int, int], _Step] = {}
@@ -189,7 +189,7 @@ class _Lane:
         y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
         def run() -> None:
-            losses = local_training.learn(
+            losses = local_training.train_step(
                 self.model, self.state, x, y, clean=kind[0], anchor=self.anchor,
                 forward=self.forward, learning_rate=self.rate, **self.recipe._asdict(),
             )  # fmt: skip
@@ -266,7 +266,7 @@ def _cudnn_chooses() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def placed(free: float, *, size: float, clients: int, most: int) -> tuple[int, bool]:
+def plan_lanes(free: float, *, size: float, clients: int, most: int) -> tuple[int, bool]:
     """The number of lanes, and whether the optimisers live on the host.
 
     free, size: bytes of the GPU's memory and of a model. A round holds its clients' weights, and
@@ -286,14 +286,14 @@ def _kind(step: tuple[Tensor, Tensor]) -> tuple[int, int]:
     return len(step[0]), len(step[1])
 
 
-def _indices(plan: Plan, device: torch.device) -> tuple[Tensor, ...]:
+def _indices(plan: Schedule, device: torch.device) -> tuple[Tensor, ...]:
     """Each step's clips, on the device, moved there in one piece: such a move waits for the
     stream, which no lane should."""
     batches = [torch.cat(step) for step in plan.steps]
     return torch.cat(batches).to(device).split([len(batch) for batch in batches])
 
 
-def shared_out(loads: Sequence[int], count: int) -> list[list[int]]:
+def balance_loads(loads: Sequence[int], count: int) -> list[list[int]]:
     """The numbers of the loads over ``count`` workers: the largest first, each to who has least."""
     shares: list[list[int]] = [[] for _ in range(count)]
     sums = [0] * count

@@ -15,24 +15,26 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.adam import adam
 
-from fedser_utils.learning.vgg import VGG15, attackable, load_arrays, state_arrays
+from fedser_utils.learning.vgg import VGG15, attack_target, load_arrays, state_arrays
 
 Arrays = dict[str, Tensor]
 Attack = Callable[..., Tensor]
 
 
 class Update(NamedTuple):
-    """What a client's round yields. weights: as ``vgg.state_arrays``; optimiser: Adam's
-    moments and step per parameter, for the client's next round; loss: mean over the clips; own:
-    the arrays that stay with the client."""
+    """What a client's round yields.
+
+    weights: as ``vgg.state_arrays``; optimiser: Adam's moments and step per parameter, for the
+    client's next round; loss: mean over the clips; local_arrays: those that stay with the client.
+    """
 
     weights: Arrays
     optimiser: Arrays
     loss: float
-    own: Mapping[str, Tensor] = MappingProxyType({})
+    local_arrays: Mapping[str, Tensor] = MappingProxyType({})
 
 
-class Plan(NamedTuple):
+class Schedule(NamedTuple):
     """What a client's round draws: the clips that are attacked at its start, those that are not,
     and for each step the original and the attacked clips it sees; all indices of clips."""
 
@@ -41,7 +43,9 @@ class Plan(NamedTuple):
     steps: list[tuple[Tensor, Tensor]]
 
 
-def draw(n: int, *, epochs: int, batch_size: int, attack: bool, generator: torch.Generator) -> Plan:
+def make_schedule(
+    n: int, *, epochs: int, batch_size: int, attack: bool, generator: torch.Generator
+) -> Schedule:
     """A round on ``n`` clips. attack: whether half of them, rounded down, are attacked."""
     order = torch.randperm(n, generator=generator)
     attacked = order[: n // 2 if attack else 0]
@@ -49,7 +53,7 @@ def draw(n: int, *, epochs: int, batch_size: int, attack: bool, generator: torch
     steps = [
         step for _ in range(epochs) for step in _batches(original, attacked, batch_size, generator)
     ]
-    return Plan(original, attacked, steps)
+    return Schedule(original, attacked, steps)
 
 
 def client_update(
@@ -63,7 +67,7 @@ def client_update(
     batch_size: int,
     learning_rate: float,
     optimiser: Arrays | None = None,
-    own: Arrays | None = None,
+    local_arrays: Arrays | None = None,
     attack: Attack | None = None,
     alpha: float = 0.5,
     proximal_mu: float = 0.0,
@@ -73,29 +77,29 @@ def client_update(
 
     model: a workspace of the right shape; its content is overwritten. x: (n, 1, frames, mels)
     standardised log-Mel and y: (n,) labels, n >= 1. optimiser: what the client's last round
-    returned, or None for a fresh Adam. own: arrays that are the client's own and take the place of
-    those it received; what it received goes back instead (FedBN, Li et al., 2021). attack:
+    returned, or None for a fresh Adam. local_arrays: arrays that stay with the client and take
+    the place of those received, which go back unchanged (FedBN, Li et al., 2021). attack:
     ``(model, x, y) -> x_adv``, or None for natural training; alpha: weight of the original clips'
     loss in Eq. 5. proximal_mu: FedProx's weight of mu/2 |w - weights|^2, added to what is minimised
     and not to the loss that is reported (Li et al., 2020, Eq. 2). bf16: autocast in training,
     and of the attack's gradients.
 
-    Neither ``weights`` nor ``optimiser`` nor ``own`` nor ``x`` is changed.
+    Neither ``weights`` nor ``optimiser`` nor ``local_arrays`` nor ``x`` is changed.
     """
-    own = own or {}
-    begin = weights | own
+    local_arrays = local_arrays or {}
+    begin = weights | local_arrays
     load_arrays(model, begin)
-    plan = draw(
+    plan = make_schedule(
         len(x), epochs=epochs, batch_size=batch_size, attack=attack is not None, generator=generator
     )
     if len(plan.attacked):
         x, chosen = x.clone(), plan.attacked.to(x.device)
-        x[chosen] = attack(attackable(model, bf16=bf16), x[chosen], y[chosen])
-    state = started(model, optimiser)
+        x[chosen] = attack(attack_target(model, bf16=bf16), x[chosen], y[chosen])
+    state = init_optimizer_state(model, optimiser)
     total, seen = 0.0, 0
     for clean, adversarial in plan.steps:
         batch = torch.cat([clean, adversarial]).to(x.device)
-        losses = learn(
+        losses = train_step(
             model, state, x[batch], y[batch], clean=len(clean), alpha=alpha,
             learning_rate=learning_rate, proximal_mu=proximal_mu, anchor=begin, bf16=bf16,
         )  # fmt: skip
@@ -103,11 +107,12 @@ def client_update(
     model.eval()
     arrays = {name: value.clone() for name, value in state_arrays(model).items()}
     kept = {f"{key}/{name}": v for key, part in state.items() for name, v in part.items()}
-    back = arrays | {name: weights[name] for name in own}
-    return Update(back, kept, float(total) / seen, {name: arrays[name] for name in own})
+    back = arrays | {name: weights[name] for name in local_arrays}
+    final_local = {name: arrays[name] for name in local_arrays}
+    return Update(back, kept, float(total) / seen, final_local)
 
 
-def learn(
+def train_step(
     model: VGG15,
     state: dict[str, Arrays],
     x: Tensor,
@@ -168,7 +173,7 @@ def _batches(
     yield from zip(*dealt, strict=True)
 
 
-def started(model: VGG15, optimiser: Arrays | None) -> dict[str, Arrays]:
+def init_optimizer_state(model: VGG15, optimiser: Arrays | None) -> dict[str, Arrays]:
     """Adam's state, key -> parameter's name -> value: zeros, or ``optimiser`` (whose names are
     e.g. ``exp_avg/classifier.0.bias``) copied into each parameter's own memory format: the fused
     Adam walks through memory, and moments laid out otherwise would meet the wrong weights."""

@@ -35,7 +35,7 @@ class VGG15(nn.Module):
                 out = max(1, round(full * width))
                 layers += [
                     nn.Conv2d(channels, out, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(out) if norm == "batch" else nn.GroupNorm(groups(out), out),
+                    nn.BatchNorm2d(out) if norm == "batch" else nn.GroupNorm(num_groups(out), out),
                     nn.ReLU(inplace=True),
                 ]
                 channels = out
@@ -53,7 +53,7 @@ class VGG15(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-def groups(channels: int) -> int:
+def num_groups(channels: int) -> int:
     """Of a group normalisation: 32 or fewer, of eight channels or more each where there are as
     many."""
     found = math.gcd(32, channels)
@@ -72,7 +72,7 @@ def build(
     return model.to(memory_format=torch.channels_last)
 
 
-def folded(model: VGG15) -> nn.Module:
+def fold_batch_norm(model: VGG15) -> nn.Module:
     """A frozen evaluation copy with the batch normalisation folded into the convolutions.
 
     It computes the same logits, up to rounding, in less time, and its parameters ask for no
@@ -89,7 +89,7 @@ def folded(model: VGG15) -> nn.Module:
     return frozen.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-class Quick(nn.Module):
+class Bf16GradientModel(nn.Module):
     """A frozen copy that decides in fp32 and gives gradients in bf16: for attacks, where bf16 is
     fast. An attack's direction needs no more digits than bf16 has; whether it has succeeded, and
     how far it is to a boundary, does.
@@ -99,9 +99,9 @@ class Quick(nn.Module):
 
     def __init__(self, model: VGG15, *, compiled: bool = False) -> None:
         super().__init__()
-        self.exact, self.rough = folded(model), folded(model).bfloat16()
+        self.exact, self.rough = fold_batch_norm(model), fold_batch_norm(model).bfloat16()
         if compiled:
-            self.exact, self.rough = faster(self.exact), faster(self.rough)
+            self.exact, self.rough = compile_module(self.exact), compile_module(self.rough)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,12 +113,12 @@ class Quick(nn.Module):
     @torch.no_grad()
     def take(self, model: VGG15) -> None:
         """Be a copy of another model of the same shape: what was compiled is used again."""
-        news = [*folded(model).parameters()]
+        news = [*fold_batch_norm(model).parameters()]
         for copied in (self.exact, self.rough):
             torch._foreach_copy_([*copied.parameters()], news)
 
 
-def faster(function: Callable, *, dynamic: bool | None = None) -> Callable:
+def compile_module(function: Callable, *, dynamic: bool | None = None) -> Callable:
     """``function``, or a module, through torch.compile, which needs a C++ compiler and half a
     minute at first; where it fails, torch says so and goes on without. dynamic: whether one
     compilation serves batches of all sizes; None: from the second size on."""
@@ -132,12 +132,12 @@ def faster(function: Callable, *, dynamic: bool | None = None) -> Callable:
     return torch.compile(function, dynamic=dynamic)
 
 
-def attackable(model: VGG15, *, bf16: bool) -> nn.Module:
+def attack_target(model: VGG15, *, bf16: bool) -> nn.Module:
     """What an attack aims at in the model's place: ``Quick``, or ``folded`` without bf16."""
-    return Quick(model) if bf16 else folded(model)
+    return Bf16GradientModel(model) if bf16 else fold_batch_norm(model)
 
 
-class Planted(nn.Module):
+class WeakModel(nn.Module):
     """A model that any working attack must fool: random weights on every pixel of x + sin(20 x),
     so that changes far below 0.05, whether fine, coarse or the same for all clips, add up to more
     than the logits' differences on standardised log-Mel. An attack that fails on it is broken.
@@ -209,13 +209,13 @@ def state_arrays(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach() for k, v in model.state_dict().items() if v.is_floating_point()}
 
 
-def packed(arrays: dict[str, Tensor]) -> Tensor:
+def pack(arrays: dict[str, Tensor]) -> Tensor:
     """All of ``state_arrays`` in one vector, on the host: over a network a hundred small arrays
     take far longer than one large one."""
     return torch.cat([value.cpu().reshape(-1) for value in arrays.values()])
 
 
-def unpacked(vector: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+def unpack(vector: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
     """The arrays in a vector; like: those whose names and shapes it has. Raises ValueError where
     it has another size or type."""
     sizes = [value.numel() for value in like.values()]
@@ -235,7 +235,9 @@ def load_arrays(model: nn.Module, arrays: dict[str, Tensor]) -> nn.Module:
     return model
 
 
-OWN = "batch_norm.safetensors"  # a run's batch normalisation of every client: client/name
+LOCAL_ARRAYS_FILE = (
+    "batch_norm.safetensors"  # a run's batch normalisation of every client: client/name
+)
 
 
 def load(run: Run, *, client: str | None = None) -> VGG15:
@@ -245,7 +247,11 @@ def load(run: Run, *, client: str | None = None) -> VGG15:
     arrays = {k: torch.from_numpy(v) for k, v in load_model(run).items()}
     arrays = {k: v for k, v in arrays.items() if not k.startswith("standardisation.")}
     if settings.batch_norm == "local":
-        own = read_arrays(run.folder / OWN) if (run.folder / OWN).exists() else {}
+        own = (
+            read_arrays(run.folder / LOCAL_ARRAYS_FILE)
+            if (run.folder / LOCAL_ARRAYS_FILE).exists()
+            else {}
+        )
         clients = sorted({name.rpartition("/")[0] for name in own})
         if client not in clients:
             raise InputError(

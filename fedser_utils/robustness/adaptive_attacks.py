@@ -16,14 +16,14 @@ from torch import Tensor
 
 from fedser_utils.attacks import Model, predictions
 from fedser_utils.core.seeding import generator
-from fedser_utils.learning.vgg import Planted
+from fedser_utils.learning.vgg import WeakModel
 from fedser_utils.robustness.defended_model import (
     Attempt,
-    Trial,
-    arts,
+    DefendedModel,
+    art_attempt,
+    deepfool_attempt,
     eot_pgd,
-    strongest,
-    to_the_boundary,
+    strongest_per_clip,
 )
 from fedser_utils.robustness.evaluation import Attack, in_batches
 from fedser_utils.robustness.randomisation import RESIZE_MODES, Draw
@@ -32,8 +32,8 @@ LN_PER_DB = torch.log(torch.tensor(10.0)).item() / 20
 LATER = 0.08  # seconds
 
 
-def against(
-    trial: Trial,
+def core_evidence(
+    trial: DefendedModel,
     attacks: Mapping[str, Attack],
     *,
     epsilon: float,
@@ -51,26 +51,26 @@ def against(
     rising; gradients: that each attack may take of a clip, so over k draws it makes gradients / k
     steps; steps: of the curve's PGD.
     """
-    rows, made = claimed(trial, attacks)
+    rows, made = paper_protocol(trial, attacks)
     parts = [rows]
     spent = {k: {"eot": k, "steps": -(-gradients // k)} for k in eot}
     attempts = {k: eot_pgd(**each) for k, each in spent.items()}
     others = {
         "cw": eot_pgd(steps=gradients, loss="cw"),
-        "auto_pgd": arts("auto_pgd_dlr", eot=5, max_iter=-(-gradients // 5)),
+        "auto_pgd": art_attempt("auto_pgd_dlr", eot=5, max_iter=-(-gradients // 5)),
     }
     starts = [made[name] for name in ("fgsm", "pgd") if name in made]
-    for name, best in strongest(trial, attempts | others, epsilon=epsilon, starts=starts):
+    for name, best in strongest_per_clip(trial, attempts | others, epsilon=epsilon, starts=starts):
         if name in attempts:
-            parts.append(trial.judged(best, test="eot", attack="pgd", value=float(name)))
-    parts.append(trial.judged(best, test="strongest", attack="linf"))
+            parts.append(trial.judge(best, test="eot", attack="pgd", value=float(name)))
+    parts.append(trial.judge(best, test="strongest", attack="linf"))
     if "deepfool" in made:
         reach = (made["deepfool"] - trial.x).flatten(1).norm(dim=1)
         attempts = {k: eot_pgd(norm="l2", **each) for k, each in spent.items()}
         attempts["cw"] = eot_pgd(norm="l2", steps=gradients, loss="cw")
         options = {"epsilon": reach, "starts": [made["deepfool"]]}
-        *_, (_, best) = strongest(trial, attempts, **options)
-        parts.append(trial.judged(best, test="strongest", attack="l2"))
+        *_, (_, best) = strongest_per_clip(trial, attempts, **options)
+        parts.append(trial.judge(best, test="strongest", attack="l2"))
     half = replace(trial, draws=-(-trial.draws // 2))
     each = {e: eot_pgd(steps=steps) for e in epsilons}
     for defended in (False, True):
@@ -79,8 +79,8 @@ def against(
     return pd.concat(parts, ignore_index=True)
 
 
-def examined(
-    trial: Trial,
+def checklist_evidence(
+    trial: DefendedModel,
     sources: Mapping[str, Model],
     *,
     epsilon: float,
@@ -97,16 +97,16 @@ def examined(
     with ``queries`` each.
     """
     trial = replace(trial, draws=-(-trial.draws // 2))
-    short = trial.of(torch.arange(min(few, len(trial.x))))
+    short = trial.subset(torch.arange(min(few, len(trial.x))))
     black = {
-        "square": arts("square", max_iter=queries),
-        "hop_skip_jump": arts(
+        "square": art_attempt("square", max_iter=queries),
+        "hop_skip_jump": art_attempt(
             "hop_skip_jump", norm="inf", max_eval=-(-queries // 4), init_eval=-(-queries // 20)
         ),
     }
     losses = {loss: eot_pgd(steps=steps, loss=loss) for loss in ("ce", "cw", "dlr")}
     white = {"fgsm": eot_pgd(steps=1, step=1.0), "pgd": eot_pgd(steps=steps)}
-    auto = {"auto_pgd": arts("auto_pgd_ce", eot=2, max_iter=-(-steps // 2))}
+    auto = {"auto_pgd": art_attempt("auto_pgd_ce", eot=2, max_iter=-(-steps // 2))}
     step_sizes = {share: eot_pgd(steps=steps, step=share) for share in (0.05, 0.1, 0.2, 0.5)}
     starts = {restarts: eot_pgd(steps=steps, restarts=restarts)}
     reach = {"epsilon": epsilon}
@@ -114,20 +114,22 @@ def examined(
         frozen(trial, eot_pgd(steps=steps), **reach),
         sweep(trial, "single step", {1: white["fgsm"]}, defended=False, **reach),
         resized(trial, eot_pgd(steps=steps), **reach),
-        on_the_way(trial, eot_pgd, iterations, **reach),
+        convergence(trial, eot_pgd, iterations, **reach),
         sweep(trial, "step size", step_sizes, **reach),
         sweep(trial, "restarts", starts, **reach),
         named(trial, "loss", losses | auto, **reach),
         named(short, "black box", black, **reach),
-        named(trial, "deepfool", {"deepfool": to_the_boundary(steps=20)}, defended=False, **reach),
+        named(trial, "deepfool", {"deepfool": deepfool_attempt(steps=20)}, defended=False, **reach),
         transferred(trial, sources, eot_pgd(steps=steps), **reach),
         controls(trial, **reach),
-        planted(short, white, **reach),
+        weak_models(short, white, **reach),
     ]
     return pd.concat(parts, ignore_index=True)
 
 
-def claimed(trial: Trial, attacks: Mapping[str, Attack]) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+def paper_protocol(
+    trial: DefendedModel, attacks: Mapping[str, Attack]
+) -> tuple[pd.DataFrame, dict[str, Tensor]]:
     """Evidence "claimed": the paper's protocol, in which the attacker attacks the plain model,
     and its clips are judged without and with the randomisation. Also the clips, by attack.
 
@@ -135,17 +137,17 @@ def claimed(trial: Trial, attacks: Mapping[str, Attack]) -> tuple[pd.DataFrame, 
     """
     made = {"none": trial.x}
     for name, attack in attacks.items():
-        moved = in_batches(partial(attack, trial.aim), trial.x, trial.y, pool=trial.pool)
+        moved = in_batches(partial(attack, trial.target_model), trial.x, trial.y, pool=trial.pool)
         made[name] = moved
     rows = [
-        trial.judged(moved, defended=defended, test="claimed", attack=name)
+        trial.judge(moved, defended=defended, test="claimed", attack=name)
         for name, moved in made.items()
         for defended in (False, True)
     ]
     return pd.concat(rows), made
 
 
-def frozen(trial: Trial, attempt: Attempt, *, epsilon: float) -> pd.DataFrame:
+def frozen(trial: DefendedModel, attempt: Attempt, *, epsilon: float) -> pd.DataFrame:
     """Evidence "frozen": one draw per clip, for attacker and judge alike. The attack must win as
     it does without a defence (also in the evidence), or its gradients do not pass the
     randomisation. attempt: of one draw per gradient."""
@@ -157,7 +159,7 @@ def frozen(trial: Trial, attempt: Attempt, *, epsilon: float) -> pd.DataFrame:
 
     def attack(x: Tensor, y: Tensor, *draw: Tensor) -> Tensor:
         reach = torch.full((len(x),), epsilon, device=x.device)
-        return attempt.run(behind(trial.aim, *draw), x, y, x, reach)
+        return attempt.run(behind(trial.target_model, *draw), x, y, x, reach)
 
     def decide(x: Tensor, *draw: Tensor) -> Tensor:
         return predictions(behind(trial.plain, *draw), x)
@@ -165,17 +167,17 @@ def frozen(trial: Trial, attempt: Attempt, *, epsilon: float) -> pd.DataFrame:
     moved = in_batches(attack, trial.x, trial.y, *columns, pool=trial.pool)
     decided = in_batches(decide, moved, *columns, pool=trial.pool)
     facts = {"test": "frozen", "attack": "pgd"}
-    reference = trial.attacked(attempt, "frozen", epsilon=epsilon, defended=False)
+    reference = trial.attack(attempt, "frozen", epsilon=epsilon, defended=False)
     return pd.concat(
         [
             trial.evidence(decided, moved, defended=True, **facts),
-            trial.judged(reference, defended=False, **facts),
+            trial.judge(reference, defended=False, **facts),
         ]
     )
 
 
 def sweep(
-    trial: Trial,
+    trial: DefendedModel,
     test: str,
     attempts: Mapping[float, Attempt],
     *,
@@ -188,14 +190,14 @@ def sweep(
     for value, attempt in attempts.items():
         reach = epsilon[value] if isinstance(epsilon, Mapping) else epsilon
         options = {"epsilon": reach, "defended": defended}
-        moved = trial.attacked(attempt, test, value, **options)
+        moved = trial.attack(attempt, test, value, **options)
         facts = {"test": test, "attack": "pgd", "value": float(value)}
-        rows.append(trial.judged(moved, defended=defended, **facts))
+        rows.append(trial.judge(moved, defended=defended, **facts))
     return pd.concat(rows)
 
 
 def named(
-    trial: Trial,
+    trial: DefendedModel,
     test: str,
     attempts: Mapping[str, Attempt],
     *,
@@ -205,57 +207,57 @@ def named(
     """Evidence ``test``: attempts by their names, each by itself."""
     rows = []
     for name, attempt in attempts.items():
-        moved = trial.attacked(attempt, test, name, epsilon=epsilon, defended=defended)
-        rows.append(trial.judged(moved, defended=defended, test=test, attack=name))
+        moved = trial.attack(attempt, test, name, epsilon=epsilon, defended=defended)
+        rows.append(trial.judge(moved, defended=defended, test=test, attack=name))
     return pd.concat(rows)
 
 
-def on_the_way(
-    trial: Trial, attempt: Callable[..., Attempt], steps: Sequence[int], *, epsilon: float
+def convergence(
+    trial: DefendedModel, attempt: Callable[..., Attempt], steps: Sequence[int], *, epsilon: float
 ) -> pd.DataFrame:
     """Evidence "iterations": one attack, judged after rising numbers of steps (the value).
     attempt: makes one of ``steps`` steps."""
     rows, moved, done = [], trial.x, 0
     for count in steps:
         part = attempt(steps=count - done)
-        moved = trial.attacked(part, "iterations", count, start=moved, epsilon=epsilon)
+        moved = trial.attack(part, "iterations", count, start=moved, epsilon=epsilon)
         facts = {"test": "iterations", "attack": "pgd", "value": float(count)}
-        rows.append(trial.judged(moved, **facts))
+        rows.append(trial.judge(moved, **facts))
         done = count
     return pd.concat(rows)
 
 
-def resized(trial: Trial, attempt: Attempt, *, epsilon: float) -> pd.DataFrame:
+def resized(trial: DefendedModel, attempt: Attempt, *, epsilon: float) -> pd.DataFrame:
     """Evidence "resize": bilinear and nearest resizing, each attacked through its own gradient,
     and nearest attacked through the gradient of bilinear; "resize, clean": without attack."""
     modes = {mode: replace(trial, randomise=trial.randomise.resized(mode)) for mode in RESIZE_MODES}
     rows = [
-        judge.judged(trial.x, test="resize, clean", attack=mode) for mode, judge in modes.items()
+        judge.judge(trial.x, test="resize, clean", attack=mode) for mode, judge in modes.items()
     ]
     for name, attacked, judge in (
         ("bilinear", "bilinear", "bilinear"),
         ("nearest", "nearest", "nearest"),
         ("nearest, bilinear's gradient", "bilinear", "nearest"),
     ):
-        moved = modes[attacked].attacked(attempt, "resize", attacked, epsilon=epsilon)
-        rows.append(modes[judge].judged(moved, test="resize", attack=name))
+        moved = modes[attacked].attack(attempt, "resize", attacked, epsilon=epsilon)
+        rows.append(modes[judge].judge(moved, test="resize", attack=name))
     return pd.concat(rows)
 
 
 def transferred(
-    trial: Trial, sources: Mapping[str, Model], attempt: Attempt, *, epsilon: float
+    trial: DefendedModel, sources: Mapping[str, Model], attempt: Attempt, *, epsilon: float
 ) -> pd.DataFrame:
     """Evidence "transfer": clips made against other models, shown to the defended one. sources:
     name -> model to attack; the name is the evidence's attack."""
     rows = []
     for name, source in sources.items():
-        other = replace(trial, aim=source)
-        moved = other.attacked(attempt, "transfer", name, epsilon=epsilon, defended=False)
-        rows.append(trial.judged(moved, test="transfer", attack=name))
+        other = replace(trial, target_model=source)
+        moved = other.attack(attempt, "transfer", name, epsilon=epsilon, defended=False)
+        rows.append(trial.judge(moved, test="transfer", attack=name))
     return pd.concat(rows) if rows else pd.DataFrame()
 
 
-def controls(trial: Trial, *, epsilon: float) -> pd.DataFrame:
+def controls(trial: DefendedModel, *, epsilon: float) -> pd.DataFrame:
     """Evidence "control": changes that no attacker made, with and without the randomisation.
 
     Noise as large as FGSM's perturbation; the same L2 norm of noise in a quarter of the Mel bands;
@@ -277,35 +279,37 @@ def controls(trial: Trial, *, epsilon: float) -> pd.DataFrame:
         "gain of 6 dB": trial.x + 6 * LN_PER_DB / trial.std,
     }
     rows = [
-        trial.judged(moved, defended=defended, test="control", attack=name)
+        trial.judge(moved, defended=defended, test="control", attack=name)
         for name, moved in changed.items()
         for defended in (False, True)
     ]
     return pd.concat(rows)
 
 
-def planted(trial: Trial, white: Mapping[str, Attempt], *, epsilon: float) -> pd.DataFrame:
+def weak_models(
+    trial: DefendedModel, white: Mapping[str, Attempt], *, epsilon: float
+) -> pd.DataFrame:
     """Evidence "planted": attempts on models that any working attack fools; y_true is what they
     decided before. white: gradient attempts, which attack a model without defence and one behind
     the randomisation. ART's attack the former alone, as long as they need: behind a randomisation
     they take one lucky draw for success and stop."""
     arts_own = {
-        "auto_pgd": arts("auto_pgd_ce"),
-        "square": arts("square"),
-        "hop_skip_jump": arts("hop_skip_jump", bounded=False, max_iter=2, max_eval=200),
+        "auto_pgd": art_attempt("auto_pgd_ce"),
+        "square": art_attempt("square"),
+        "hop_skip_jump": art_attempt("hop_skip_jump", bounded=False, max_iter=2, max_eval=200),
     }
     options = {"classes": len(trial.classes), "generator": generator(trial.seed, "planted")}
     options["size"] = trial.x[0].numel()
-    plain, drawn = Planted(**options), Planted(**options, cells=4)
+    plain, drawn = WeakModel(**options), WeakModel(**options, cells=4)
     kept = replace(trial, randomise=trial.randomise.resized("nearest"))  # keeps pixels' values
     rows = []
     for defended, weak, attempts in ((False, plain, {**white, **arts_own}), (True, drawn, white)):
-        target = replace(kept, plain=weak.to(trial.x.device), aim=weak)
-        before = target.decided(trial.x, defended).mode(0).values
+        target = replace(kept, plain=weak.to(trial.x.device), target_model=weak)
+        before = target.decide(trial.x, defended).mode(0).values
         target = replace(target, y=before)
         for name, attempt in attempts.items():
-            moved = target.attacked(attempt, "planted", name, epsilon=epsilon, defended=defended)
+            moved = target.attack(attempt, "planted", name, epsilon=epsilon, defended=defended)
             facts = {"test": "planted", "attack": name, "defended": defended}
-            decided = target.decided(moved, defended)
+            decided = target.decide(moved, defended)
             rows.append(target.evidence(decided, moved, truth=before, **facts))
     return pd.concat(rows)

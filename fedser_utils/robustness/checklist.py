@@ -15,8 +15,15 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from fedser_utils.analysis.metrics import combined, mcnemar, uar, uar_by, uar_over_draws, z_test
-from fedser_utils.analysis.tables import words
+from fedser_utils.analysis.metrics import (
+    combine_p_values,
+    mcnemar,
+    uar,
+    uar_by,
+    uar_over_draws,
+    z_test,
+)
+from fedser_utils.analysis.tables import terms
 
 LEVEL = 1.0  # points of UAR: less is "no more change"
 CLOSE = 2.0  # points that a few clips and draws may move
@@ -36,7 +43,7 @@ class NoEvidenceError(ValueError):
     """A test was not run."""
 
 
-def of(evidence: pd.DataFrame, test: str, **fixed: object) -> pd.DataFrame:
+def rows_of(evidence: pd.DataFrame, test: str, **fixed: object) -> pd.DataFrame:
     """The evidence of one test, with columns at fixed values. Raises NoEvidenceError for none."""
     rows = evidence[evidence["test"] == test]
     for name, value in fixed.items():
@@ -53,22 +60,22 @@ def mean_uar(rows: pd.DataFrame) -> float:
 
 def best(evidence: pd.DataFrame) -> float:
     """UAR under the strongest L-inf attacker who knows of the randomisation."""
-    return mean_uar(of(evidence, "strongest", attack="linf"))
+    return mean_uar(rows_of(evidence, "strongest", attack="linf"))
 
 
 def threat_model(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    rows = of(evidence, "strongest", attack="linf")
+    rows = rows_of(evidence, "strongest", attack="linf")
     largest, ratio = rows["linf"].max(), rows["snr_db"].median()
-    ran = f"any wrong {words(rows['y_true']).label}, white box, L-inf {epsilon:g} in "
+    ran = f"any wrong {terms(rows['y_true']).label}, white box, L-inf {epsilon:g} in "
     ran += "standardised log-Mel; "
     ran += f"largest used {largest:.4g}; median signal to perturbation"
     return Finding(ran, ratio, "dB", bool(largest <= epsilon * 1.0001))
 
 
 def clean(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    plain = mean_uar(of(evidence, "claimed", attack="none", defended=False))
+    plain = mean_uar(rows_of(evidence, "claimed", attack="none", defended=False))
     (drawn,) = uar_over_draws(
-        of(evidence, "claimed", attack="none", defended=True), ["attack"]
+        rows_of(evidence, "claimed", attack="none", defended=True), ["attack"]
     ).itertuples()
     ran = f"original {plain:.1f} %, randomised {drawn.uar:.1f} +- {drawn.deviation:.1f} % over "
     ran += f"{drawn.draws} draws; loss"
@@ -77,7 +84,7 @@ def clean(evidence: pd.DataFrame, epsilon: float) -> Finding:
 
 
 def protocol(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    rows = of(evidence, "claimed")
+    rows = rows_of(evidence, "claimed")
     table = uar_by(rows[rows["attack"] != "none"], ["attack", "defended"])
     table = table.pivot(index="attack", columns="defended", values="uar")
     told = (f"{n} {row[False]:.1f} -> {row[True]:.1f} %" for n, row in table.iterrows())
@@ -86,7 +93,7 @@ def protocol(evidence: pd.DataFrame, epsilon: float) -> Finding:
 
 
 def expectation(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    found = uar_by(of(evidence, "eot"), ["value"]).sort_values("value")
+    found = uar_by(rows_of(evidence, "eot"), ["value"]).sort_values("value")
     told = ", ".join(f"k = {row.value:g}: {row.uar:.1f}" for row in found.itertuples())
     steady = len(found) > 1 and abs(np.diff(found["uar"])[-1]) < LEVEL
     ran = f"PGD over k draws, each going on from the last: {told} %; at the last"
@@ -94,14 +101,14 @@ def expectation(evidence: pd.DataFrame, epsilon: float) -> Finding:
 
 
 def frozen(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    drawn, plain = (mean_uar(of(evidence, "frozen", defended=d)) for d in (True, False))
+    drawn, plain = (mean_uar(rows_of(evidence, "frozen", defended=d)) for d in (True, False))
     ran = f"one draw for attacker and judge; without randomisation {plain:.1f} %; frozen"
     return Finding(ran, drawn, "%", bool(drawn <= plain + CLOSE))
 
 
 def resizing(evidence: pd.DataFrame, epsilon: float) -> Finding:
     left, whole = (
-        uar_by(of(evidence, test), ["attack"]).set_index("attack")["uar"]
+        uar_by(rows_of(evidence, test), ["attack"]).set_index("attack")["uar"]
         for test in ("resize", "resize, clean")
     )
     told = ", ".join(
@@ -114,7 +121,7 @@ def resizing(evidence: pd.DataFrame, epsilon: float) -> Finding:
 
 
 def budgets(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    found = uar_by(of(evidence, "curve", defended=True), ["value"]).sort_values("value")
+    found = uar_by(rows_of(evidence, "curve", defended=True), ["value"]).sort_values("value")
     chance = 100 / evidence["y_true"].nunique()
     told = ", ".join(f"{row.value:g}: {row.uar:.1f}" for row in found.itertuples())
     falls = (np.diff(found["uar"]) <= CLOSE).all()
@@ -123,10 +130,12 @@ def budgets(evidence: pd.DataFrame, epsilon: float) -> Finding:
 
 
 def convergence(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    found = uar_by(of(evidence, "iterations"), ["value"]).sort_values("value")
+    found = uar_by(rows_of(evidence, "iterations"), ["value"]).sort_values("value")
     told = ", ".join(f"{row.value:g}: {row.uar:.1f}" for row in found.itertuples())
     change = abs(np.diff(found["uar"])[-1])
-    missed = _only_fooled_by(of(evidence, "single step"), of(evidence, "frozen", defended=False))
+    missed = _only_fooled_by(
+        rows_of(evidence, "single step"), rows_of(evidence, "frozen", defended=False)
+    )
     ran = f"steps {told} %; clips FGSM fools and PGD does not: {missed}; last change"
     return Finding(ran, change, "points", bool(change < LEVEL and not missed))
 
@@ -141,7 +150,7 @@ def _only_fooled_by(weaker: pd.DataFrame, stronger: pd.DataFrame) -> int:
 def _not_beaten(evidence: pd.DataFrame, tests: Sequence[str], ran: str) -> Finding:
     """The lowest UAR of some tests; passed unless it is lower than the strongest attack's on the
     same clips."""
-    rows = pd.concat([of(evidence, test) for test in tests])
+    rows = pd.concat([rows_of(evidence, test) for test in tests])
     found = uar_by(rows, ["test", "attack", "value"])
     told = ", ".join(
         f"{r.attack}{'' if np.isnan(r.value) else f' {r.value:g}'} {r.uar:.1f}"
@@ -164,7 +173,7 @@ def losses(evidence: pd.DataFrame, epsilon: float) -> Finding:
 
 
 def black_box(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    n = of(evidence, "black box")["clip"].nunique()
+    n = rows_of(evidence, "black box")["clip"].nunique()
     return _not_beaten(evidence, ["black box"], f"score-based and decision-based, n = {n}")
 
 
@@ -189,8 +198,8 @@ def worst_per_clip(evidence: pd.DataFrame, epsilon: float) -> Finding:
 
 
 def shortest(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    rows = of(evidence, "deepfool")
-    wrong_first = set(_wrong(of(evidence, "claimed", attack="none", defended=False))["clip"])
+    rows = rows_of(evidence, "deepfool")
+    wrong_first = set(_wrong(rows_of(evidence, "claimed", attack="none", defended=False))["clip"])
     right_first = rows[~rows["clip"].isin(wrong_first)]
     fooled = _wrong(right_first)
     edges = np.quantile(fooled["l2"], [0.25, 0.75]) if len(fooled) else (np.nan, np.nan)
@@ -205,9 +214,9 @@ def _wrong(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def controls(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    found = uar_by(of(evidence, "control"), ["attack", "defended"])
+    found = uar_by(rows_of(evidence, "control"), ["attack", "defended"])
     unchanged = {
-        d: mean_uar(of(evidence, "claimed", attack="none", defended=d)) for d in (False, True)
+        d: mean_uar(rows_of(evidence, "claimed", attack="none", defended=d)) for d in (False, True)
     }
     lost = found["defended"].map(unchanged) - found["uar"]
     told = ", ".join(
@@ -217,7 +226,7 @@ def controls(evidence: pd.DataFrame, epsilon: float) -> Finding:
 
 
 def planted(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    rows = of(evidence, "planted")
+    rows = rows_of(evidence, "planted")
     wrong = rows.assign(fooled=100.0 * (rows["y_true"] != rows["y_pred"]))
     found = wrong.groupby(["attack", "defended"])["fooled"].mean()
     told = ", ".join(
@@ -231,7 +240,7 @@ def planted(evidence: pd.DataFrame, epsilon: float) -> Finding:
 
 
 def statistics(evidence: pd.DataFrame, epsilon: float) -> Finding:
-    rows = of(evidence, "claimed", draw=0)
+    rows = rows_of(evidence, "claimed", draw=0)
     found = []
     for attack, of_attack in rows[rows["attack"] != "none"].groupby("attack"):
         ps = []
@@ -239,13 +248,13 @@ def statistics(evidence: pd.DataFrame, epsilon: float) -> Finding:
             before, after = (own[own["defended"] == d].sort_values("clip") for d in (False, True))
             z = z_test(mean_uar(after), mean_uar(before), len(after))[1]
             ps.append((z, mcnemar(after["y_true"], before["y_pred"], after["y_pred"])))
-        found.append((attack, *map(combined, zip(*ps, strict=True))))
+        found.append((attack, *map(combine_p_values, zip(*ps, strict=True))))
     names, *tests = zip(*found, strict=True)
     corrected = [multipletests(p, method="holm")[1] for p in tests]
     told = ", ".join(f"{n} {z:.2g}, {m:.2g}" for n, z, m in zip(names, *corrected, strict=True))
     ran = f"p that the claimed gain is chance, by the z-test and McNemar's, after Holm: {told}; "
     ran += "intervals from a bootstrap over "
-    ran += f"{words(rows['y_true']).client}s; judged"
+    ran += f"{terms(rows['y_true']).client}s; judged"
     seeds = rows["run"].nunique()
     return Finding(ran, seeds, "seeds", bool(seeds >= 3))
 

@@ -21,10 +21,10 @@ from fedser_utils.core.front_end import SPEECH, FrontEnd
 from fedser_utils.core.runs import Run
 from fedser_utils.core.seeding import derive, generator, rng
 from fedser_utils.data.federation import Federation
-from fedser_utils.learning.vgg import attackable, folded, load
-from fedser_utils.robustness.evaluation import draw_rows, in_batches, labelled
+from fedser_utils.learning.vgg import attack_target, fold_batch_norm, load
+from fedser_utils.robustness.evaluation import draw_rows, in_batches, with_clips
 from fedser_utils.robustness.randomisation import Randomise, RandomisedModel
-from fedser_utils.robustness.randomised_inference import over_draws
+from fedser_utils.robustness.randomised_inference import logits_over_draws
 
 
 class Attempt(NamedTuple):
@@ -36,7 +36,7 @@ class Attempt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trial:
+class DefendedModel:
     """A model behind its randomisation, before an attacker who knows both.
 
     plain: the model that decides, of images of any size; aim: the same for gradients; clips: the
@@ -46,7 +46,7 @@ class Trial:
     """
 
     plain: Model
-    aim: Model
+    target_model: Model
     clips: pd.DataFrame
     x: Tensor
     y: Tensor
@@ -60,11 +60,11 @@ class Trial:
     pool: Executor | None = None
     front: FrontEnd = SPEECH
 
-    def judged(self, moved: Tensor, *, defended: bool = True, **facts: Any) -> pd.DataFrame:
+    def judge(self, moved: Tensor, *, defended: bool = True, **facts: Any) -> pd.DataFrame:
         """Evidence on ``moved``, behind the randomisation or without it."""
-        return self.evidence(self.decided(moved, defended), moved, defended=defended, **facts)
+        return self.evidence(self.decide(moved, defended), moved, defended=defended, **facts)
 
-    def decided(self, moved: Tensor, defended: bool) -> Tensor:
+    def decide(self, moved: Tensor, defended: bool) -> Tensor:
         """(draws, n) decisions behind the randomisation, or (1, n) of the plain model."""
         if defended:
             return self._drawn(moved, "judge", draws=self.draws).argmax(2)
@@ -82,9 +82,9 @@ class Trial:
             rows[name] = size[name].cpu().numpy()[rows["index"]]
         if truth is not None:
             rows["y_true"] = truth.cpu().numpy()[rows["index"]]
-        return labelled(rows, self.clips, self.classes, **self.facts)
+        return with_clips(rows, self.clips, self.classes, **self.facts)
 
-    def held(self, moved: Tensor) -> Tensor:
+    def robust_fraction(self, moved: Tensor) -> Tensor:
         """(n,) the share of draws that still recognise each clip; draws of the attacker's own,
         half as many as the judge's and never the same."""
         logits = self._drawn(moved, "attacker", draws=-(-self.draws // 2))
@@ -92,9 +92,9 @@ class Trial:
 
     def _drawn(self, moved: Tensor, whose: str, *, draws: int) -> Tensor:
         options = {"draws": draws, "seed": derive(self.seed, whose), "pool": self.pool}
-        return over_draws(self.plain, moved, randomise=self.randomise, **options)
+        return logits_over_draws(self.plain, moved, randomise=self.randomise, **options)
 
-    def attacked(
+    def attack(
         self,
         attempt: Attempt,
         *names: object,
@@ -108,14 +108,18 @@ class Trial:
         columns = (self.x, self.y, self.x if start is None else start, epsilon.expand(len(self.x)))
 
         def run(x: Tensor, y: Tensor, start: Tensor, epsilon: Tensor, generator: torch.Generator):
-            model = RandomisedModel(self.aim, self.randomise, generator) if defended else self.aim
+            model = (
+                RandomisedModel(self.target_model, self.randomise, generator)
+                if defended
+                else self.target_model
+            )
             return attempt.run(model, x, y, start, epsilon)
 
         own = partial(generator, self.seed, "attack", *names)
         options = {"pool": self.pool, "generators": own, "copies": attempt.draws}
         return in_batches(run, *columns, **options)
 
-    def of(self, chosen: Tensor) -> Trial:
+    def subset(self, chosen: Tensor) -> DefendedModel:
         """The same trial of some of the clips. chosen: their places."""
         clips = self.clips.iloc[chosen.cpu().numpy()]
         return replace(self, clips=clips, x=self.x[chosen], y=self.y[chosen])
@@ -141,7 +145,7 @@ def eot_pgd(
     return Attempt(run, eot)
 
 
-def to_the_boundary(*, steps: int, overshoot: float = 0.02) -> Attempt:
+def deepfool_attempt(*, steps: int, overshoot: float = 0.02) -> Attempt:
     """DeepFool, which knows no epsilon and starts afresh."""
 
     def run(model: Model, x: Tensor, y: Tensor, start: Tensor, epsilon: Tensor) -> Tensor:
@@ -150,7 +154,7 @@ def to_the_boundary(*, steps: int, overshoot: float = 0.02) -> Attempt:
     return Attempt(run)
 
 
-def arts(name: str, *, bounded: bool = True, **settings: Any) -> Attempt:
+def art_attempt(name: str, *, bounded: bool = True, **settings: Any) -> Attempt:
     """ART's attack ``name``, which starts afresh; bounded: its result is brought into the L-inf
     ball."""
 
@@ -163,8 +167,8 @@ def arts(name: str, *, bounded: bool = True, **settings: Any) -> Attempt:
     return Attempt(run, settings.get("eot", 1))
 
 
-def strongest(
-    trial: Trial,
+def strongest_per_clip(
+    trial: DefendedModel,
     attempts: Mapping[object, Attempt],
     *,
     epsilon: float | Tensor,
@@ -176,44 +180,44 @@ def strongest(
     epsilon: one for all clips or (n,); starts: (n, 1, frames, mels) each, earlier attacks' clips.
     Yields the attempt's name and the best clips so far, (n, 1, frames, mels).
     """
-    best, held = trial.x.clone(), trial.held(trial.x)
+    best, held = trial.x.clone(), trial.robust_fraction(trial.x)
     for moved in starts:
-        share = trial.held(moved)
+        share = trial.robust_fraction(moved)
         better = share < held
         best[better], held[better] = moved[better], share[better]
     epsilon = torch.as_tensor(epsilon, dtype=best.dtype, device=best.device).expand(len(best))
     for name, attempt in attempts.items():
         alive = held.nonzero()[:, 0]
         if len(alive):
-            rest, options = trial.of(alive), {"start": best[alive], "epsilon": epsilon[alive]}
-            moved = rest.attacked(attempt, name, **options)
-            share = rest.held(moved)
+            rest, options = trial.subset(alive), {"start": best[alive], "epsilon": epsilon[alive]}
+            moved = rest.attack(attempt, name, **options)
+            share = rest.robust_fraction(moved)
             better = share < held[alive]
             best[alive[better]], held[alive[better]] = moved[better], share[better]
         yield name, best.clone()
 
 
-def on_trial(
+def load_defended_model(
     run: Run, data: Federation, clips: pd.DataFrame, *, draws: int, device: str, bf16: bool,
     pool: Executor,
-) -> Trial:  # fmt: skip
+) -> DefendedModel:  # fmt: skip
     """The model that a run ended with, behind the run's randomisation. clips: rows of its test
     clips; bf16: of the attacks' gradients."""
     model = load(run).to(device)
     x, y = data.tensors(clips, device=device)
     made = run.settings
     front = made.front_end
-    mean, std = data.standard(clips, device=device)
-    return Trial(
-        plain=folded(model), aim=attackable(model, bf16=bf16), clips=clips, x=x, y=y,
-        classes=data.classes, mean=mean, std=std,
+    mean, std = data.standardisation_of(clips, device=device)
+    return DefendedModel(
+        plain=fold_batch_norm(model), target_model=attack_target(model, bf16=bf16), clips=clips,
+        x=x, y=y, classes=data.classes, mean=mean, std=std,
         facts={"run": run.id, "model": made.model, "round": made.rounds},
         randomise=Randomise.on(front.shape, mode=made.resize), draws=draws, seed=made.seed,
         pool=pool, front=front,
     )  # fmt: skip
 
 
-def some_of(clips: pd.DataFrame, count: int, *, seed: int) -> pd.DataFrame:
+def stratified_sample(clips: pd.DataFrame, count: int, *, seed: int) -> pd.DataFrame:
     """At most ``count`` random clips, as evenly from all emotions as that allows, in order."""
     shuffled = clips.sort_values("clip").sample(frac=1, random_state=rng(seed, "some"))
     turn = shuffled.groupby("emotion").cumcount().sort_values(kind="stable")

@@ -26,7 +26,7 @@ from fedser_utils.core.devices import worker_pool
 from fedser_utils.core.seeding import generator
 from fedser_utils.data import audio, log_mel
 from fedser_utils.data.audio import SAMPLE_RATE
-from fedser_utils.learning.vgg import VGG15, attackable, folded
+from fedser_utils.learning.vgg import VGG15, attack_target, fold_batch_norm
 from fedser_utils.robustness.randomisation import Draw, Randomise
 
 log = logging.getLogger(__name__)
@@ -146,8 +146,8 @@ def under_attacks(
 
     Returns a row per target, attack and clip: target, attack, value, index, y_true, y_pred.
     """
-    aim = attackable(source, bf16=bf16)
-    judges = {n: folded(m) for n, m in (targets or {"source": source}).items()}
+    aim = attack_target(source, bf16=bf16)
+    judges = {n: fold_batch_norm(m) for n, m in (targets or {"source": source}).items()}
     rows = []
     for (name, value), attack in attacks.items():
         seen = x
@@ -181,7 +181,7 @@ def transfer(
     return pd.concat(rows, ignore_index=True)
 
 
-def fooled(model: nn.Module, x: Tensor, attacks: Mapping[str, Attack]) -> pd.Series:
+def fooling_rate(model: nn.Module, x: Tensor, attacks: Mapping[str, Attack]) -> pd.Series:
     """The share of clips in percent whose decision each attack changes."""
     before = predictions(model, x)
     changed = {
@@ -192,7 +192,7 @@ def fooled(model: nn.Module, x: Tensor, attacks: Mapping[str, Attack]) -> pd.Ser
     return pd.Series(shares, name="fooled [%]")
 
 
-def sizes(
+def perturbation_sizes(
     model: VGG15,
     x: Tensor,
     y: Tensor,
@@ -204,7 +204,7 @@ def sizes(
 ) -> pd.DataFrame:
     """How large each attack's perturbations are: the medians of ``perceptibility``'s measures,
     a row per attack. mean, std: (mels,) of the standardisation."""
-    aim, rows = attackable(model, bf16=bf16), []
+    aim, rows = attack_target(model, bf16=bf16), []
     for name, attack in attacks.items():
         moved = in_batches(partial(attack, aim), x, y)
         found = perceptibility(x, moved, mean=mean, std=std)
@@ -212,7 +212,7 @@ def sizes(
     return pd.DataFrame(rows)
 
 
-def heard(
+def predict_sounds(
     model: Model,
     listen: Callable[[Tensor], Tensor],
     sounds: Mapping[str, Tensor],
@@ -228,7 +228,7 @@ def heard(
     rows = []
     for name, waveform in sounds.items():
         path = audio.write(folder / f"{name}.wav", waveform[0].cpu().numpy(), rate=rate)
-        back = listen(log_mel.sound(path, rate=rate, device=waveform.device))
+        back = listen(log_mel.load_waveform(path, rate=rate, device=waveform.device))
         rows.append((name, path, predictions(model, back).item()))
     return pd.DataFrame(rows, columns=["sound", "path", "y_pred"])
 
@@ -240,7 +240,7 @@ def draw_rows(decided: Tensor, **facts: Any) -> pd.DataFrame:
     return pd.DataFrame({"draw": draw, "index": index, "y_pred": decided.ravel()} | facts)
 
 
-def labelled(
+def with_clips(
     rows: pd.DataFrame, clips: pd.DataFrame, classes: Sequence[str], **facts: Any
 ) -> pd.DataFrame:
     """Rows with an index (of the clip) and y_pred (of the class) -> rows with clip, speaker,

@@ -22,7 +22,7 @@ from fedser_utils.robustness.evaluation import in_batches
 from fedser_utils.robustness.randomisation import Randomise, RandomisedModel
 
 
-def over_draws(
+def logits_over_draws(
     model: Model,
     x: Tensor,
     *,
@@ -44,14 +44,14 @@ def over_draws(
     ).transpose(0, 1)
 
 
-def averaged(logits: Tensor, k: int) -> Tensor:
+def averaged_decisions(logits: Tensor, k: int) -> Tensor:
     """The decisions of the mean over k draws at a time. logits: (draws, n, classes). Returns
     (draws // k, n)."""
     groups = logits[: len(logits) // k * k].unflatten(0, (-1, k))
     return groups.mean(1).argmax(2)
 
 
-def tune(
+def grid_search(
     model: Model,
     clips: Mapping[str, Tensor],
     y: Tensor,
@@ -75,14 +75,14 @@ def tune(
         row = {"frames": frames, "mels": mels, "value": value}
         for name, x in clips.items():
             options = {"randomise": randomise, "draws": draws, "seed": seed, "pool": pool}
-            decided = over_draws(model, x, **options).argmax(2).cpu()
+            decided = logits_over_draws(model, x, **options).argmax(2).cpu()
             row[name] = sum(uar(y.cpu(), one) for one in decided) / draws
         rows.append(row)
     found = pd.DataFrame(rows)
     return found.assign(score=found[list(clips)].mean(axis=1))
 
 
-def milliseconds(function: Callable[[], object], *, clips: int, repeats: int = 3) -> float:
+def milliseconds_per_clip(function: Callable[[], object], *, clips: int, repeats: int = 3) -> float:
     """Wall-clock milliseconds per clip, the best of several repeats after one to warm up.
     function: works on ``clips`` clips and returns when it is done."""
     function()

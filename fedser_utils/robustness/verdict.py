@@ -9,7 +9,7 @@ import pandas as pd
 
 from fedser_utils.analysis.metrics import gain_interval, uar, uar_interval
 from fedser_utils.core.seeding import rng
-from fedser_utils.robustness.checklist import mean_uar, of
+from fedser_utils.robustness.checklist import mean_uar, rows_of
 
 
 def verdict(evidence: pd.DataFrame) -> pd.DataFrame:
@@ -23,12 +23,12 @@ def verdict(evidence: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for model, own in evidence.groupby("model", sort=False):
-        claims = of(own, "claimed", defended=True)
+        claims = rows_of(own, "claimed", defended=True)
         for attack in [name for name in claims["attack"].unique() if name != "none"]:
             budget = "l2" if attack == "deepfool" else "linf"
-            after = of(own, "strongest", attack=budget).sort_values(["draw", "clip"])
+            after = rows_of(own, "strongest", attack=budget).sort_values(["draw", "clip"])
             before = claims[claims["attack"] == attack].sort_values(["draw", "clip"])
-            plain = mean_uar(of(own, "claimed", attack=attack, defended=False))
+            plain = mean_uar(rows_of(own, "claimed", attack=attack, defended=False))
             rows.append({"model": model, "attack": attack, "budget": budget, "undefended": plain})
             rows[-1] |= _compared(before, after)
     return pd.DataFrame(rows)

@@ -18,7 +18,6 @@ from fedser_utils import attacks
 from fedser_utils.core.runs import Run
 from fedser_utils.core.seeding import generator
 from fedser_utils.data.federation import Federation, federation_of
-from fedser_utils.federated import client
 from fedser_utils.learning import vgg
 from fedser_utils.robustness.randomisation import Draw, Randomise
 
@@ -29,7 +28,7 @@ DRAWS = 30  # of the randomisation, side by side
 
 
 @dataclass(frozen=True)
-class Scene:
+class Sweep:
     """A clip and what an attack made of it. strengths: epsilons, or ratios in dB, or none for an
     attack without a budget; images: (1 + strengths, 1, frames, mels) standardised log-Mel, the
     clean one first; shares: (1 + strengths, classes) of the softmax; sounds: (1, samples) of the
@@ -48,7 +47,7 @@ class Scene:
 
 
 @dataclass
-class Stage:
+class SweepSource:
     """A run's model and test clips, made when they are first asked for."""
 
     run: Run
@@ -68,9 +67,9 @@ class Stage:
         return vgg.load(self.run).to(self.device)
 
     @cached_property
-    def aim(self) -> torch.nn.Module:
+    def target_model(self) -> torch.nn.Module:
         """The model as attacks see it, which also decides."""
-        return vgg.folded(self.model)
+        return vgg.fold_batch_norm(self.model)
 
     @cached_property
     def clips(self) -> pd.DataFrame:
@@ -83,40 +82,42 @@ class Stage:
         table = table.assign(y_pred=table["clip"].map(said))
         return table.assign(right=table["y_pred"] == table["emotion"])
 
-    def scene(self, index: int, attack: str) -> Scene:
+    def sweep(self, index: int, attack: str) -> Sweep:
         """The clip in row ``index`` of ``clips`` under an attack of ``names``."""
         x, y = self.data.tensors(self.data.clips.loc[[index]], device=self.device)
-        sound, listen = self.data.sound(index, device=self.device), self.listen(index)
+        sound, listen = self.data.waveform(index, device=self.device), self.input_transform(index)
         sounds = [sound]
         if attack == ON_SOUND:
             strengths = RATIOS
             for ratio in RATIOS:
                 options = {"features": listen, "snr_db": ratio, "steps": 10}
-                sounds.append(attacks.waveform_pgd(self.aim, sound, y, **options))
+                sounds.append(attacks.waveform_pgd(self.target_model, sound, y, **options))
             moved = torch.cat([listen(each) for each in sounds[1:]])
         elif attack == "deepfool":
             strengths = ()
-            moved = client.attack_of(self.run.settings, attack)(self.aim, x, y)
+            moved = attacks.make_attack(self.run.settings, attack)(self.target_model, x, y)
         else:
             strengths = tuple(sorted({*EPSILONS, self.run.settings.epsilon}))
             epsilon = torch.tensor(strengths)
             step = self.run.settings.step_size / self.run.settings.epsilon * epsilon
             options = {"epsilon": epsilon} | ({"step_size": step} if attack == "pgd" else {})
-            run = client.attack_of(self.run.settings, attack, **options)
-            moved = run(self.aim, *(part.expand(len(epsilon), *part.shape[1:]) for part in (x, y)))
+            run = attacks.make_attack(self.run.settings, attack, **options)
+            moved = run(
+                self.target_model, *(part.expand(len(epsilon), *part.shape[1:]) for part in (x, y))
+            )
         images = torch.cat([x, moved])
         standard = {"mean": listen.mean, "std": listen.std}
         found = attacks.perceptibility(x.expand_as(images), images, **standard)["snr_db"]
-        return Scene(strengths, images, self.shares(images), sounds, found.tolist())
+        return Sweep(strengths, images, self.shares(images), sounds, found.tolist())
 
-    def listen(self, index: int) -> torch.nn.Module:
+    def input_transform(self, index: int) -> torch.nn.Module:
         """From the sound of the clip in row ``index`` to what the model sees."""
-        return self.data.listener(index, device=self.device)
+        return self.data.input_transform(index, device=self.device)
 
     @torch.no_grad()
     def shares(self, images: Tensor) -> Tensor:
         """(batch, classes) of the softmax."""
-        return self.aim(images).softmax(1).cpu()
+        return self.target_model(images).softmax(1).cpu()
 
     def randomised(self, image: Tensor, seed: int, draws: int = DRAWS) -> Tensor:
         """(draws, classes) what the model says of one image behind the first draws of the
@@ -125,10 +126,10 @@ class Stage:
         drawn = Draw(*(part[:draws].to(image.device) for part in drawn))
         return self.shares(self._randomise(image.expand(draws, -1, -1, -1), drawn))
 
-    def guessed(self, index: int, image: Tensor) -> Tensor:
+    def approximate_sound(self, index: int, image: Tensor) -> Tensor:
         """(1, samples) a sound that an image of the clip in row ``index`` might have had: an
         approximation."""
-        return self.listen(index).approximate_sound(image)
+        return self.input_transform(index).approximate_sound(image)
 
 
 def names() -> Sequence[str]:

@@ -46,7 +46,7 @@ class ConfusionExplorer(widgets.VBox):
     ) -> None:
         self._decisions = Decisions(predictions)
         self._find = {"sound": sound, "picture": picture}
-        first, second = confusion_data.first_look(self._decisions.settings)
+        first, second = confusion_data.default_settings(self._decisions.settings)
         settings = self._decisions.settings
         self.first = Choice(settings, first, changed=self._show, name="(a)")
         self.second = Choice(settings, second or first, changed=self._show, name="(b)")
@@ -131,15 +131,15 @@ def _name(text: str, side: str) -> widgets.HTML:
 def said(decisions: Decisions, settings: Sequence[Setting]) -> str:
     """HTML: UAR and interval of a setting, or of two, (a) and (b), and of their difference."""
     names = ("(a) ", "(b) ") if len(settings) > 1 else ("",)
-    label, client = tables.words(decisions.classes)
+    label, client = tables.terms(decisions.classes)
     lines = []
     for name, setting in zip(names, settings, strict=True):
-        words = confusion_plot.measured(decisions.score(setting), client=client)
-        lines.append(f"<b>{name}{escape(confusion_plot.named(setting))}</b>: {escape(words)}")
+        words = confusion_plot.uar_text(decisions.score(setting), client=client)
+        lines.append(f"<b>{name}{escape(confusion_plot.describe(setting))}</b>: {escape(words)}")
     if len(settings) > 1:
         try:
             gain = decisions.gain(settings[1], settings[0])
-            difference = confusion_plot.gained(gain, client=client)
+            difference = confusion_plot.gain_text(gain, client=client)
         except ValueError as error:
             difference = str(error)
         lines.append(f"<b>(a) − (b)</b>: {escape(difference)}")
@@ -166,7 +166,7 @@ def clips_of(
         del rows[1:]  # no clip of one is known to be a clip of the other
     found = [confusion_data.in_cell(own, *cell) for own in rows]
     clips = confusion_data.in_either(*found) if len(found) > 1 else found[0]
-    where = confusion_plot.named(settings[0]) if len(rows) == 1 else "in (a) or (b)"
+    where = confusion_plot.describe(settings[0]) if len(rows) == 1 else "in (a) or (b)"
     number = {0: "no clip", 1: "1 clip"}.get(len(clips), f"{len(clips)} clips")
     head = f"<p><b>{escape(confusion_plot.title(*cell))}</b>, {escape(where)}: {number}.</p>"
     return head + (clip_media.listed(clips, **find, most=most) if len(clips) else "")
@@ -183,12 +183,12 @@ def twin(
     there is one, the adversarially trained model under the same attack and the difference; the
     UAR; and the first clips of the most frequent confusion. Arguments: as the widget's."""
     decisions = Decisions(predictions)
-    settings = [own for own in confusion_data.first_look(decisions.settings) if own]
+    settings = [own for own in confusion_data.default_settings(decisions.settings) if own]
     counts = [decisions.counts(setting) for setting in settings]
-    panels = [(_two_lines(confusion_plot.named(s)), [own]) for s, own in zip(settings, counts)]
+    panels = [(_two_lines(confusion_plot.describe(s)), [own]) for s, own in zip(settings, counts)]
     if len(settings) > 1:
         panels.append(("(a) − (b), in points", counts))
-    shown = [confusion_plot.pictured(panels), HTML(said(decisions, settings))]
+    shown = [confusion_plot.figure(panels), HTML(said(decisions, settings))]
     worst = confusion_data.most_confused(counts[0])
     if worst:
         find = {"sound": sound, "picture": picture}

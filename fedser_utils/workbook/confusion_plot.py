@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from fedser_utils.analysis.confusion_data import Score, Setting, shares
 from fedser_utils.analysis.figures import PAGE, STYLE
-from fedser_utils.analysis.tables import ATTACK_NAMES, CONDITIONS, MODEL_NAMES, words
+from fedser_utils.analysis.tables import ATTACK_NAMES, CONDITIONS, MODEL_NAMES, terms
 
 UNITS = ("percent", "counts")
 STRONG = 50  # percent points from which a difference has its full colour
@@ -96,7 +96,7 @@ def title(truth: str, decision: str) -> str:
     return f"{truth} recognised" if truth == decision else f"{truth} taken for {decision}"
 
 
-def named(setting: Setting) -> str:
+def describe(setting: Setting) -> str:
     """A setting in words."""
     attack = ATTACK_NAMES.get(setting.attack, setting.attack)
     attack = "no attack" if setting.attack == "none" else f"{attack} attack"
@@ -105,7 +105,7 @@ def named(setting: Setting) -> str:
     return f"{model}, {attack}, {condition} clips, round {setting.round}"
 
 
-def measured(score: Score, *, client: str = "speaker") -> str:
+def uar_text(score: Score, *, client: str = "speaker") -> str:
     """A UAR, its interval and its n in a line. client: the word for one of those drawn."""
     seeds = ("seed " if len(score.seeds) == 1 else "mean of seeds ") + ", ".join(
         map(str, score.seeds)
@@ -118,18 +118,18 @@ def measured(score: Score, *, client: str = "speaker") -> str:
     return f"UAR {score.uar:.1f} % ({interval}), n = {score.n} clips, {seeds}"
 
 
-def gained(gain: tuple[float, float, float], *, client: str = "speaker") -> str:
+def gain_text(gain: tuple[float, float, float], *, client: str = "speaker") -> str:
     """A difference of two UARs in a line. client: as ``measured`` has it."""
     value, low, high = (f"{number:+.1f}".replace("-", "−") for number in gain)
     return f"{value} points (95 % interval {low} to {high}, the same {client}s drawn for both)"
 
 
 @mpl.rc_context(STYLE)
-def pictured(panels: Sequence[tuple[str, Sequence[pd.DataFrame]]]) -> Figure:
+def figure(panels: Sequence[tuple[str, Sequence[pd.DataFrame]]]) -> Figure:
     """Matrices side by side. panels: title and counts, for a difference two.
     Colour and text: percent of the row, of a difference points; in parentheses the count."""
     classes = list(panels[0][1][0].index)
-    label = words(classes).label
+    label = terms(classes).label
     side = PAGE / 3 * max(1, len(classes) / 7)
     size = max(0.5 * PAGE, side * len(panels)), side * 1.5
     figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False)

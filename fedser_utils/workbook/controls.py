@@ -10,7 +10,7 @@ import ipywidgets as widgets
 
 from fedser_utils.analysis import confusion_data
 from fedser_utils.analysis.confusion_data import Setting
-from fedser_utils.analysis.tables import ATTACK_NAMES, CONDITIONS, MODEL_NAMES, ordered
+from fedser_utils.analysis.tables import ATTACK_NAMES, CONDITIONS, MODEL_NAMES, paper_order
 
 _NAMES = (MODEL_NAMES, ATTACK_NAMES, CONDITIONS)
 
@@ -73,4 +73,4 @@ def _options(place: int, values: set) -> tuple[tuple[str, Any], ...]:
     if place == 3:
         return tuple((str(value), value) for value in sorted(values))
     names = _NAMES[place]
-    return tuple((names.get(value, value), value) for value in ordered(values, names))
+    return tuple((names.get(value, value), value) for value in paper_order(values, names))

@@ -19,7 +19,7 @@ from fedser_utils.analysis.tables import ATTACK_NAMES, MODEL_NAMES
 from fedser_utils.core.front_end import FrontEnd
 from fedser_utils.core.runs import Run
 from fedser_utils.workbook import display
-from fedser_utils.workbook.attack_sweep import DRAWS, ON_SOUND, Scene, Stage, names
+from fedser_utils.workbook.attack_sweep import DRAWS, ON_SOUND, Sweep, SweepSource, names
 from fedser_utils.workbook.canvas import Canvas
 from fedser_utils.workbook.training_monitor import player
 
@@ -41,8 +41,8 @@ class PerturbationExplorer(ipw.VBox):
     """runs: of one study; the first is shown at first."""
 
     def __init__(self, runs: Sequence[Run], *, device: str = "cpu") -> None:
-        self._stages = {_name(run): Stage(run, device) for run in runs}
-        self._scenes: dict[tuple, Scene] = {}
+        self._stages = {_name(run): SweepSource(run, device) for run in runs}
+        self._scenes: dict[tuple, Sweep] = {}
         self._drawn: dict[tuple, Tensor] = {}
         self._seed, self._quiet = 0, False
         self._canvas: Canvas | None = None
@@ -50,7 +50,7 @@ class PerturbationExplorer(ipw.VBox):
         self.run = drop(options=[*self._stages], description="Model", **style)
         words = {ATTACK_NAMES.get(name, "PGD on the sound"): name for name in names()}
         self.attack = drop(options=words, value="pgd", description="Attack", **style)
-        label, client = tables.words(self._classes)
+        label, client = tables.terms(self._classes)
         self.speaker = drop(description=client.capitalize(), **style)
         self.emotion = drop(description=label.capitalize(), **style)
         self.right = drop(options=[ANY, "right", "wrong"], description="Predicted", **style)
@@ -122,7 +122,7 @@ class PerturbationExplorer(ipw.VBox):
             self._quiet = False
 
     @property
-    def _stage(self) -> Stage:
+    def _stage(self) -> SweepSource:
         return self._stages[self.run.value]
 
     @property
@@ -151,10 +151,10 @@ class PerturbationExplorer(ipw.VBox):
             _offer(self.strength, [(f"{value:g}", value) for value in strengths],
                    self._stage.run.settings.epsilon)  # fmt: skip
 
-    def _scene(self) -> Scene:
+    def _scene(self) -> Sweep:
         key = self.run.value, self.clip.value, self.attack.value
         if key not in self._scenes:
-            self._scenes[key] = self._stage.scene(*key[1:])
+            self._scenes[key] = self._stage.sweep(*key[1:])
         return self._scenes[key]
 
     @property
@@ -210,9 +210,11 @@ class PerturbationExplorer(ipw.VBox):
                 heard["attacked, exactly as the model hears it"] = scene.sounds[place]
             else:
                 guess = "an approximate sound of the {} log-Mel"
-                heard[guess.format("clean")] = stage.guessed(self.clip.value, scene.images[:1])
+                heard[guess.format("clean")] = stage.approximate_sound(
+                    self.clip.value, scene.images[:1]
+                )
                 moved = scene.images[place : place + 1]
-                heard[guess.format("adversarial")] = stage.guessed(self.clip.value, moved)
+                heard[guess.format("adversarial")] = stage.approximate_sound(self.clip.value, moved)
             play = partial(player, rate=self._front.sample_rate)
             cells = [
                 f"<p>{escape(name)}<br>{play(sound[0].cpu().numpy())}</p>"

@@ -136,14 +136,14 @@ def test_a_gain_by_hand():
 def test_only_the_same_clips_are_paired(predictions):
     last = predictions[(predictions["round"] == 2) & (predictions["condition"] == "original")]
     nature = last[last["model"] == "nature"]
-    paired = comparisons.pairs(nature, nature)
+    paired = comparisons.pair_decisions(nature, nature)
     assert (paired["before"] == paired["after"]).all()
-    assert comparisons.measured(paired)["ci_high"] == 0
+    assert comparisons.paired_gain(paired)["ci_high"] == 0
     with pytest.raises(ValueError, match="179 and 180 clips, only 179 of them the same"):
-        comparisons.pairs(nature[1:], nature)
+        comparisons.pair_decisions(nature[1:], nature)
     pgd = last[last["model"] == "pgd"]
-    assert set(comparisons.pairs(nature, pgd)["seed"]) == {0, 1}
-    assert comparisons.pairs(nature[:0], pgd).empty
+    assert set(comparisons.pair_decisions(nature, pgd)["seed"]) == {0, 1}
+    assert comparisons.pair_decisions(nature[:0], pgd).empty
 
 
 def test_nothing_to_compare(predictions):

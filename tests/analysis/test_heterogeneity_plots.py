@@ -56,11 +56,11 @@ def test_many_small_corpora_are_named_on_a_slant():
 def test_every_remedy_has_a_look_of_its_own():
     rounds = pd.concat(
         [pd.DataFrame({"remedy": name, "round": [1, 2, 1, 2], "uar": [10, 20, 30, 60],
-                       "condition": "original"}) for name in interventions.REMEDIES]
+                       "condition": "original"}) for name in interventions.INTERVENTIONS]
     )  # fmt: skip
-    axes = plots.remedies(rounds, caption=CAPTION).axes[0]
+    axes = plots.interventions(rounds, caption=CAPTION).axes[0]
     looks = {(line.get_color(), line.get_marker(), str(line._dash_pattern)) for line in axes.lines}
-    assert len(looks) == len(axes.lines) == len(interventions.REMEDIES)
+    assert len(looks) == len(axes.lines) == len(interventions.INTERVENTIONS)
     given = next(line for line in axes.lines if line.get_label() == "as given")
     assert given.get_color() == "black"
     assert given.get_ydata().tolist() == [20, 40]  # the mean over seeds

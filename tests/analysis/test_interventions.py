@@ -43,7 +43,7 @@ def test_a_strategy_leaves_nothing_behind(settings, strategy):
     options = {name: 1 if "num" in name else 0.4 for name in STRATEGIES[strategy]}
     before = dataclasses.replace(settings, strategy=strategy, **options)
     for name in ("FedProx", "FedAvgM", "FedAdam"):
-        after = interventions.remedied(before, name)
+        after = interventions.apply(before, name)
         assert after.strategy == name
         foreign = set(STRATEGIES[strategy]) - set(STRATEGIES[name])
         assert all(getattr(after, option) is None for option in foreign)
@@ -51,37 +51,39 @@ def test_a_strategy_leaves_nothing_behind(settings, strategy):
 
 def test_unknown_or_impossible_remedies_are_refused(settings):
     with pytest.raises(InputError, match="remedy 'prayer' is unknown; choose from as given, "):
-        interventions.remedied(settings, "prayer")
+        interventions.apply(settings, "prayer")
     grouped = dataclasses.replace(settings, norm="group")
     with pytest.raises(InputError, match="needs norm batch"):
-        interventions.remedied(grouped, "local batch norm")
+        interventions.apply(grouped, "local batch norm")
 
 
 def test_fitting_are_those_that_change_something(settings):
-    found = interventions.fitting(settings)
+    found = interventions.applicable(settings)
     assert found[0] == "as given"
     assert "optimiser state reset" in found
     assert "kept optimiser state" not in found
-    reset = interventions.fitting(dataclasses.replace(settings, client_state="reset", norm="group"))
+    reset = interventions.applicable(
+        dataclasses.replace(settings, client_state="reset", norm="group")
+    )
     assert "kept optimiser state" in reset
     assert not {"optimiser state reset", "group norm", "local batch norm"} & set(reset)
     aimed = {name for names in interventions.AGAINST.values() for name in names}
-    assert aimed <= set(interventions.REMEDIES)
+    assert aimed <= set(interventions.INTERVENTIONS)
 
 
 def test_runs_are_recognised_by_their_settings(settings):
     made = {
-        name: interventions.remedied(settings, name) for name in interventions.fitting(settings)
+        name: interventions.apply(settings, name) for name in interventions.applicable(settings)
     }
     for name, own in made.items():
         other = dataclasses.replace(own, seed=7, device="cpu", attack="pgd")
-        assert interventions.recognised(settings, other) == name
-    assert interventions.recognised(settings, dataclasses.replace(settings, rounds=12)) is None
-    assert interventions.baseline_of(list(made.values())[::-1]) == settings
+        assert interventions.recognise(settings, other) == name
+    assert interventions.recognise(settings, dataclasses.replace(settings, rounds=12)) is None
+    assert interventions.find_baseline(list(made.values())[::-1]) == settings
     with pytest.raises(InputError, match="no settings"):
-        interventions.baseline_of([])
+        interventions.find_baseline([])
 
 
 def test_in_words(settings):
     changed = {"eta": 0.01, "strategy": "FedAdam", "proximal_mu": None}
-    assert interventions.in_words(changed) == "eta 0.01, strategy FedAdam"
+    assert interventions.describe(changed) == "eta 0.01, strategy FedAdam"

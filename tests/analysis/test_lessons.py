@@ -55,7 +55,7 @@ def run(remedy, seed, right, *, rounds=(30, 45, 60, 75), attacked=None):
         )
     ]  # fmt: skip
     learnt = pd.DataFrame({"round": range(1, 5), "uar": rounds, "condition": "original"})
-    settings = dataclasses.replace(interventions.remedied(GIVEN, remedy), seed=seed)
+    settings = dataclasses.replace(interventions.apply(GIVEN, remedy), seed=seed)
     return Made(settings, {"clips": clips, "predictions": pd.concat(parts), "rounds": learnt})
 
 

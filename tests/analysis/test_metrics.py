@@ -82,9 +82,9 @@ def test_mcnemar_by_hand(lost, won, p):
 
 
 def test_p_of_several_seeds_by_hand():
-    assert metrics.combined([0.03]) == 0.03
-    assert metrics.combined([0.01, 0.04, 0.5]) == 0.08
-    assert metrics.combined([0.6, 0.01, 0.7]) == 1
+    assert metrics.combine_p_values([0.03]) == 0.03
+    assert metrics.combine_p_values([0.01, 0.04, 0.5]) == 0.08
+    assert metrics.combine_p_values([0.6, 0.01, 0.7]) == 1
 
 
 def test_confusion_by_hand():

@@ -55,9 +55,9 @@ def test_table_2():
 
 def test_words_follow_the_labels():
     known = {name for reader in READERS.values() for name in reader.emotions.values() if name}
-    assert tables.words(known) == ("emotion", "speaker")
+    assert tables.terms(known) == ("emotion", "speaker")
     for classes in (synthetic_machines.LABELS, ["anger", "healthy"], "ab"):
-        assert tables.words(classes) == ("class", "client")
+        assert tables.terms(classes) == ("class", "client")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_words_follow_the_labels():
     ],
 )
 def test_pictures_say_what_the_labels_are(several, classes, box, row):
-    words = tables.words(classes)
+    words = tables.terms(classes)
     said = [text.get_text() for text in diagrams.framework(words).axes[0].texts]
     assert {"emotion", "class"} & set(said) == {box}
     assert row in diagrams.notation(words)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedser_utils import attacks
-from fedser_utils.attacks import TOOLBOX, art_attack
+from fedser_utils.attacks import ART_ATTACKS, art_attack
 from fedser_utils.core.seeding import generator
 from fedser_utils.learning import vgg
 from fedser_utils.robustness.randomisation import Randomise, RandomisedModel
@@ -25,7 +25,7 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def planted():
-    return vgg.Planted(7, generator=generator(0, "planted"))
+    return vgg.WeakModel(7, generator=generator(0, "planted"))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def clips():
     return torch.randn(5, 1, 373, 64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", TOOLBOX)
+@pytest.mark.parametrize("name", ART_ATTACKS)
 def test_fools_a_planted_weak_model(name, planted, clips):
     kept, y = clips.clone(), attacks.predictions(planted, clips)
     states = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
@@ -46,13 +46,13 @@ def test_fools_a_planted_weak_model(name, planted, clips):
     assert torch.equal(torch.get_rng_state(), states[1])
     fooled = (attacks.predictions(planted, moved) != y).float().mean()
     assert fooled >= (0.8 if name == "universal" else 1)  # ART's universal stops at 80 %
-    if "eps" in TOOLBOX[name][1]:
-        assert (moved - clips).abs().max() <= TOOLBOX[name][1]["eps"] + 1e-5
+    if "eps" in ART_ATTACKS[name][1]:
+        assert (moved - clips).abs().max() <= ART_ATTACKS[name][1]["eps"] + 1e-5
 
 
 @pytest.mark.parametrize("shape", [(311, 128), (32, 40)])
 def test_squares_fit_images_of_any_shape(shape):
-    model = vgg.Planted(3, size=shape[0] * shape[1], generator=generator(0, "planted"))
+    model = vgg.WeakModel(3, size=shape[0] * shape[1], generator=generator(0, "planted"))
     x = torch.randn(2, 1, *shape, generator=generator(1, "clips"))
     moved = art_attack("square", model, x, max_iter=5)
     assert moved.shape == x.shape

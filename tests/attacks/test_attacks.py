@@ -1,6 +1,7 @@
 """Attacks on models whose answer can be worked out by hand, and contracts over the registry."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from fedser_utils.attacks import ATTACKS, deepfool, fgsm, pgd, target
 from fedser_utils.learning import vgg
 from fedser_utils.robustness.randomisation import Draw, Randomise, RandomisedModel
 
-SETTINGS = {"epsilon": 0.05, "step_size": 0.01, "steps": 5, "overshoot": 0.02}
+SETTINGS = SimpleNamespace(epsilon=0.05, step_size=0.01, steps=5, overshoot=0.02)
 
 
 class Affine(nn.Module):
@@ -82,7 +83,7 @@ def test_deepfool_chooses_the_nearest_class():
 @pytest.mark.parametrize("name", ATTACKS)
 class TestContracts:
     def test_budget_and_inputs(self, name, network):
-        attack = attacks.configured(name, **SETTINGS)
+        attack = attacks.make_attack(SETTINGS, name)
         for size in (1, 3):
             x, y = torch.randn(size, 1, 33, 17), torch.zeros(size, dtype=torch.long)
             kept = x.clone()
@@ -92,11 +93,11 @@ class TestContracts:
             assert not moved.requires_grad
             assert torch.isfinite(moved).all()
             if name != "deepfool":
-                assert (moved - x).abs().max() <= SETTINGS["epsilon"] + 1e-6
+                assert (moved - x).abs().max() <= SETTINGS.epsilon + 1e-6
         assert all(p.grad is None for p in network.parameters())
 
     def test_batching_changes_nothing(self, name, network):
-        attack = attacks.configured(name, **SETTINGS)
+        attack = attacks.make_attack(SETTINGS, name)
         x, y = torch.randn(5, 1, 33, 17), torch.tensor([0, 1, 2, 3, 4])
         singly = torch.cat([attack(network, x[i : i + 1], y[i : i + 1]) for i in range(5)])
         torch.testing.assert_close(attack(network, x, y), singly, rtol=1e-4, atol=1e-4)
@@ -105,11 +106,11 @@ class TestContracts:
         x = torch.randn(40, 1, 33, 17)
         y = attacks.predictions(network, x)
         strong = {"epsilon": 2.0, "step_size": 0.5, "steps": 50, "overshoot": 0.02}
-        moved = attacks.configured(name, **strong)(network, x, y)
+        moved = attacks.make_attack(SimpleNamespace(**strong), name)(network, x, y)
         assert (attacks.predictions(network, moved) != y).float().mean() > 0.9
 
     def test_training_mode_and_nan_are_refused(self, name, network):
-        attack, y = attacks.configured(name, **SETTINGS), torch.zeros(1, dtype=torch.long)
+        attack, y = attacks.make_attack(SETTINGS, name), torch.zeros(1, dtype=torch.long)
         with pytest.raises(ValueError, match="training mode"):
             attack(nn.Linear(2, 2), image(0.0, 0.0), y)
         with pytest.raises(ValueError, match="NaN"):
@@ -257,7 +258,7 @@ class TestThroughTheRandomisation:
     @pytest.fixture
     def guarded(self, trained):
         def make(seed=0):
-            return RandomisedModel(vgg.folded(trained[0]), Randomise(), generator(seed))
+            return RandomisedModel(vgg.fold_batch_norm(trained[0]), Randomise(), generator(seed))
 
         return make
 
@@ -266,7 +267,7 @@ class TestThroughTheRandomisation:
         x, y = trained[1][:3], trained[2][:3]
         together = target.gradient(guarded(), x, y, loss="ce", eot=4)
         size, offset = Randomise().draw(12, generator(0))
-        plain, singly = vgg.folded(trained[0]), []
+        plain, singly = vgg.fold_batch_norm(trained[0]), []
         for own in torch.arange(12).split(3):
             one = partial(Randomise(), draw=Draw(size[own], offset[own]))
             drawn = partial(lambda one, z: plain(one(z)), one)
@@ -307,4 +308,4 @@ def mean_margin(model, x, y, draws=8):
 
 def test_unknown_names_list_the_choices():
     with pytest.raises(ValueError, match="attack 'pdg' is unknown; choose from deepfool, fgsm"):
-        attacks.configured("pdg", **SETTINGS)
+        attacks.make_attack(SETTINGS, "pdg")

@@ -17,7 +17,7 @@ from fedser_utils.learning import vgg
 def heard(trained, speakers4):
     """(model, features, clips): up to 12 sounds that the model recognises, with their labels."""
     model, listen = (
-        vgg.folded(trained[0]),
+        vgg.fold_batch_norm(trained[0]),
         log_mel.StandardisedLogMel(speakers4.mean, speakers4.std),
     )
     clips = []
@@ -59,7 +59,7 @@ def test_through_another_front_end():
     listen = log_mel.StandardisedLogMel(
         np.zeros(128, np.float32), np.ones(128, np.float32), MACHINES, level="rms"
     )
-    weak = vgg.Planted(3, size=311 * 128, generator=generator(0, "planted"))
+    weak = vgg.WeakModel(3, size=311 * 128, generator=generator(0, "planted"))
     sound = 0.1 * torch.randn(1, 20_000, generator=generator(0, "sound"))
     y = attacks.predictions(weak, listen(sound))
     moved = attacks.waveform_pgd(weak, sound, y, features=listen, snr_db=40, steps=5)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from fedser_utils.core.errors import InputError
-from fedser_utils.data.client_partition import dealt
+from fedser_utils.data.client_partition import assign_clients
 
 LABELS = [*"abcd"]
 
@@ -25,7 +25,7 @@ def clips():
 
 
 def deal(clips, how, *, count=10, alpha=None, seed=0):
-    return dealt(clips, how=how, count=count, alpha=alpha, seed=seed)
+    return assign_clients(clips, how=how, count=count, alpha=alpha, seed=seed)
 
 
 def shares(clips, client):

@@ -9,7 +9,7 @@ import soundfile
 
 from fedser_utils.core.errors import InputError
 from fedser_utils.data import readers
-from fedser_utils.data.corpora import load_corpora, load_corpus, thinned
+from fedser_utils.data.corpora import load_corpora, load_corpus, subsample
 from fedser_utils.data.readers import READERS
 
 
@@ -253,12 +253,12 @@ def test_folders_may_say_client_and_class(tmp_path):
 
 def test_thinning_takes_as_evenly_as_it_can(tmp_path):
     corpus = load_corpus(emovo_like(tmp_path, "gio", "rab", "tri"))
-    few = thinned(corpus, 4)
+    few = subsample(corpus, 4)
     counts = pd.crosstab(few.clips["speaker"], few.clips["emotion"])
     assert (counts.sum(axis=1) == 4).all()
     assert counts.to_numpy().min() == 1
     assert few.fingerprint != corpus.fingerprint
-    assert thinned(corpus, 100).clips.equals(corpus.clips)
+    assert subsample(corpus, 100).clips.equals(corpus.clips)
 
 
 def test_two_real_corpora_make_one_federation(speech):

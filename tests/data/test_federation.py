@@ -65,12 +65,12 @@ def test_pooled_clips_are_one_clients_and_all_else_is_the_same(tiny, federation)
 
 
 def test_validation_clips_are_training_clips_of_every_speaker(federation):
-    chosen = federation.validation(share=0.2, seed=0)
+    chosen = federation.validation_clips(share=0.2, seed=0)
     assert set(chosen["split"]) == {"train"}
     assert set(chosen["speaker"]) == set(federation.clients)
     assert chosen.index.is_unique
     assert len(chosen) == pytest.approx(0.2 * len(federation.table("train")), abs=3)
-    assert not chosen.equals(federation.validation(share=0.2, seed=1))
+    assert not chosen.equals(federation.validation_clips(share=0.2, seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_each_group_is_standardised_by_its_own_statistics(tiny, two_corpora, by)
     loud, quiet = (data.tensors(rows)[0].mean() for _, rows in data.clips.groupby("corpus"))
     assert (loud - quiet > 0.5) == (by == "all")
     index = data.clips.index[-1]
-    heard = data.listener(index)(data.sound(index))
+    heard = data.input_transform(index)(data.waveform(index))
     torch.testing.assert_close(heard, data.tensors(data.clips.loc[[index]])[0], atol=1e-4, rtol=0)
 
 

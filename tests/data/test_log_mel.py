@@ -149,13 +149,15 @@ def test_the_cache_keeps_front_ends_and_levels_apart(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 4
     for (front, level), images in found.items():
         assert images.shape == (1, *front.shape)
-        sound = log_mel_module.sound(tmp_path / "a.wav", rate=front.sample_rate)
+        sound = log_mel_module.load_waveform(tmp_path / "a.wav", rate=front.sample_rate)
         assert sound.shape[1] == pytest.approx(seconds * front.sample_rate, abs=1)
         own = log_mel_module.LogMel(front, level=level)(sound)[0]
         np.testing.assert_array_equal(images, own.numpy())
         sums = log_mel_module.client_sums(images)
         assert (sums.count, sums.first.shape) == (front.frames, (front.bands,))
-        listen = log_mel_module.StandardisedLogMel(*log_mel_module.pool([sums]), front, level=level)
+        listen = log_mel_module.StandardisedLogMel(
+            *log_mel_module.pool_statistics([sums]), front, level=level
+        )
         np.testing.assert_allclose(listen(sound).mean((0, 1, 2)), 0, atol=1e-3)
         assert listen.approximate_sound(listen(sound)).shape[1] > 0.9 * front.samples
 

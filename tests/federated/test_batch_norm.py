@@ -14,9 +14,9 @@ from fedser_utils.attacks import predictions
 from fedser_utils.core import runs
 from fedser_utils.core.errors import InputError
 from fedser_utils.core.seeding import generator
-from fedser_utils.data.federation import share_out
+from fedser_utils.data.federation import write_client_folders
 from fedser_utils.federated import server_app
-from fedser_utils.federated.client import new_model, rate_of
+from fedser_utils.federated.client import learning_rate_in, new_model
 from fedser_utils.federated.grids import remote
 from fedser_utils.learning import vgg
 
@@ -38,7 +38,7 @@ def local(tiny, tmp_path_factory):
 
 
 def test_groups_divide_the_channels():
-    assert [vgg.groups(c) for c in (2, 4, 8, 16, 24, 33, 64, 128, 512)] == [
+    assert [vgg.num_groups(c) for c in (2, 4, 8, 16, 24, 33, 64, 128, 512)] == [
         1, 1, 1, 2, 2, 1, 8, 16, 32
     ]  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_group_norm_looks_at_one_clip_at_a_time(tiny):
     x = torch.randn(4, 1, 64, 64, generator=generator(1))
     model.train()
     torch.testing.assert_close(model(x)[:1], model(x[:1]))
-    torch.testing.assert_close(vgg.folded(model)(x), model.eval()(x))
+    torch.testing.assert_close(vgg.fold_batch_norm(model)(x), model.eval()(x))
 
 
 def test_clips_give_their_own_statistics():
@@ -83,7 +83,7 @@ def test_what_is_local_never_leaves(tiny, federation, local):
     end, names = arrays_of(local), vgg.batch_norm_names(vgg.load(local, client="01"))
     assert all(torch.equal(end[name], begin[name]) for name in names)
     assert not torch.equal(end["features.0.weight"], begin["features.0.weight"])
-    own = runs.load_arrays(local.folder / vgg.OWN)
+    own = runs.load_arrays(local.folder / vgg.LOCAL_ARRAYS_FILE)
     assert {name.split("/")[0] for name in own} == set(federation.clients)
     assert len(own) == len(names) * 3
     last = local.table("predictions").query("round == 2 and condition == 'original'")
@@ -123,7 +123,7 @@ def test_local_batch_norm_with_all_replies_handed_over(tiny, tmp_path):
 
 def assert_equal(one, other, atol=0.0):
     """The arrays of two runs and of their clients; atol: of the former, which are means."""
-    own, theirs = (runs.load_arrays(run.folder / vgg.OWN) for run in (one, other))
+    own, theirs = (runs.load_arrays(run.folder / vgg.LOCAL_ARRAYS_FILE) for run in (one, other))
     for these, those, far in ((arrays_of(one), arrays_of(other), atol), (own, theirs, 0)):
         assert these.keys() == those.keys()
         for name, value in these.items():
@@ -157,7 +157,9 @@ def test_a_deployment_does_the_same(tiny, federation, tmp_path, monkeypatch, how
         cohort, runtime="deployment", outputs=str(tmp_path / "server"), timeout=60.0
     )
     wire = Wire(
-        json.dumps(settings.values()), share_out(federation.corpus, tmp_path / "own"), tmp_path
+        json.dumps(settings.values()),
+        write_client_folders(federation.corpus, tmp_path / "own"),
+        tmp_path,
     )
     told = {"settings": json.dumps(settings.values())}
     server_app.server_app(wire, Context(1, 1, {}, RecordDict(), told))
@@ -168,12 +170,12 @@ def test_a_deployment_does_the_same(tiny, federation, tmp_path, monkeypatch, how
             np.testing.assert_array_equal(theirs[name], value, err_msg=name)
     original = [run.table("rounds").query("condition == 'original'")["uar"] for run in (one, two)]
     assert original[0].tolist() == original[1].tolist()
-    assert not (two.folder / vgg.OWN).exists()  # it is with the clients
+    assert not (two.folder / vgg.LOCAL_ARRAYS_FILE).exists()  # it is with the clients
 
 
 def test_the_rate_falls_from_round_to_round(tiny):
     settings = dataclasses.replace(tiny, learning_rate=1e-2, learning_rate_decay=0.1)
-    rates = [rate_of(settings, number) for number in (1, 2, 3)]
+    rates = [learning_rate_in(settings, number) for number in (1, 2, 3)]
     assert rates == pytest.approx([1e-2, 1e-3, 1e-4])
 
 

@@ -129,9 +129,9 @@ def test_clips_are_taken_evenly():
 
 def test_what_clients_keep_is_found_by_client(federation, tmp_path):
     run = runs.Run(tmp_path, {})
-    assert client_drift.kept(run, federation) == {}
+    assert client_drift.saved_states(run, federation) == {}
     state = {"exp_avg/classifier.0.bias": np.ones(3, np.float32)}
     checkpoints.save(tmp_path / "checkpoint", 2, {"weights": {}, "client-2": state})
-    found = client_drift.kept(run, federation)
+    found = client_drift.saved_states(run, federation)
     assert list(found) == [federation.clients[1]]
     assert torch.equal(found[federation.clients[1]]["exp_avg/classifier.0.bias"], torch.ones(3))

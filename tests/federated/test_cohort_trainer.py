@@ -48,7 +48,9 @@ def test_both_engines_train_the_same(tiny, federation, pool, attack, precision):
             total = made.round([1, 2, 3], weights, number=number, proximal_mu=0.0)
             assert total.clients == 3
             weights = total.mean()
-        ends[engine] = weights | {k: v for k, v in made.kept[2].items() if "exp_avg/" in k}
+        ends[engine] = weights | {
+            k: v for k, v in made._client_states[2].items() if "exp_avg/" in k
+        }
     for name, value in ends["plain"].items():
         far = (ends["fast"][name] - value).norm() / (value.norm() + 1e-6)
         assert far < 1e-3, (name, float(far))
@@ -81,7 +83,7 @@ def test_the_fast_engine_recognises_as_well(tiny, tmp_path, precision):
 
 def test_the_engine_is_no_part_of_a_runs_name(tiny):
     names = {
-        runs.name_of(dataclasses.replace(tiny, engine=engine), "") for engine in ("plain", "fast")
+        runs.run_name(dataclasses.replace(tiny, engine=engine), "") for engine in ("plain", "fast")
     }
     assert len(names) == 1
 
@@ -100,7 +102,7 @@ def test_a_client_that_raises_is_left_out_of_the_fast_round(tiny, federation, po
     total = made.round([1, 2, 3], weights_of(tiny, federation), number=1, proximal_mu=0.0)
     assert total.failures == {2: "OSError: disk lost"}
     assert total.clients == 2
-    assert sorted(made.kept) == [1, 3]
+    assert sorted(made._client_states) == [1, 3]
     others = trainer(settings, federation, pool).round(
         [1, 3], weights_of(tiny, federation), number=1, proximal_mu=0.0
     )

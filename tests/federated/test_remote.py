@@ -17,7 +17,7 @@ from wire import Wire
 from fedser_utils.analysis import tables
 from fedser_utils.core import checkpoints, count_tables, devices, runs
 from fedser_utils.core.front_end import SPEECH
-from fedser_utils.data.federation import load_share, share_out
+from fedser_utils.data.federation import load_client_data, write_client_folders
 from fedser_utils.federated import server_app
 from fedser_utils.federated.grids import remote
 from fedser_utils.federated.strategies import RoundError
@@ -34,7 +34,7 @@ def _quick(monkeypatch):
 
 @pytest.fixture(scope="session")
 def shares(federation, outputs):
-    return share_out(federation.corpus, outputs / "shares")
+    return write_client_folders(federation.corpus, outputs / "shares")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def sound(tiny, shares, tmp_path_factory):
 def test_shares_are_what_the_speakers_have(federation, shares):
     assert [share.name for share in shares] == ["client-00", "client-01", "client-02"]
     for share, client in zip(shares, federation.clients, strict=True):
-        own = load_share(str(share), seed=0, cache=str(share.parent / "cache"))
+        own = load_client_data(str(share), seed=0, cache=str(share.parent / "cache"))
         clips = federation.clips[federation.clips["client"] == client]
         assert own.client == client
         assert own.clips["clip"].tolist() == clips["clip"].tolist()
@@ -138,7 +138,7 @@ def test_tables_from_counts(sound, federation):
 
 def test_confusions_become_rows_and_back():
     table = [[2, 1], [0, 3]]
-    rows = count_tables.decisions(
+    rows = count_tables.predictions_from_counts(
         {"a": {"none/original": np.ravel(table).tolist()}}, ("joy", "rage")
     )
     assert rows["clip"].is_unique
@@ -375,13 +375,13 @@ def test_a_lie_about_the_evaluation_is_left_out(deployed, shares, tmp_path, capl
 
 
 def test_a_client_whose_recordings_are_gone_is_named(deployed, federation, tmp_path, caplog):
-    own = share_out(federation.corpus, tmp_path / "shares")
+    own = write_client_folders(federation.corpus, tmp_path / "shares")
 
     def prepare(wire):
         def mishap(place, message):
             number = message.content["config"].get("server-round")
             if message.metadata.message_type == "train" and number == 2 and own[1].exists():
-                load_share.cache_clear()
+                load_client_data.cache_clear()
                 shutil.rmtree(own[1])
 
         wire.mishap = mishap
@@ -430,17 +430,17 @@ def test_a_server_that_was_killed_goes_on(deployed, shares, tmp_path, monkeypatc
     whole, _ = start(
         dataclasses.replace(settings, outputs=str(tmp_path / "whole")), shares, tmp_path / "a"
     )
-    kept = server_app.ClientGrid.answer
+    kept = server_app.ClientGrid.checked_reply
 
     def dying(grid, message, reply, like):
         if message.content["config"]["server-round"] == 4:
             raise KeyboardInterrupt
         return kept(grid, message, reply, like)
 
-    monkeypatch.setattr(server_app.ClientGrid, "answer", dying)
+    monkeypatch.setattr(server_app.ClientGrid, "checked_reply", dying)
     with pytest.raises(KeyboardInterrupt):
         start(settings, shares, tmp_path / "b")
-    monkeypatch.setattr(server_app.ClientGrid, "answer", kept)
+    monkeypatch.setattr(server_app.ClientGrid, "checked_reply", kept)
 
     def prepare(wire):
         if away:

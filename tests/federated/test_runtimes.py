@@ -15,7 +15,7 @@ import pytest
 from fedser_utils.analysis import metrics
 from fedser_utils.core import devices, runs
 from fedser_utils.core.errors import InputError
-from fedser_utils.data.federation import load_federation, share_out
+from fedser_utils.data.federation import load_federation, write_client_folders
 from fedser_utils.federated import runtimes, server_app
 from fedser_utils.federated.deployment import local
 from fedser_utils.federated.strategies import RoundError
@@ -34,7 +34,7 @@ def settings(tiny, tmp_path_factory):
 def up(settings, tmp_path_factory):
     """A deployment that is up: a server, a gate, three clients."""
     folder = tmp_path_factory.mktemp("deployment")
-    shares = share_out(load_federation(settings).corpus, folder / "data")
+    shares = write_client_folders(load_federation(settings).corpus, folder / "data")
     with local.local(folder, shares) as running:
         yield running
 
@@ -167,7 +167,7 @@ def test_a_supernode_is_killed_in_a_round_and_comes_back(settings, up):
 def test_the_server_is_killed_and_goes_on_from_its_checkpoint(settings, up):
     """With the clients' optimiser states from their disks: the weights of a run in one go."""
     own = against(up, settings, rounds=4, eval_every=4, checkpoint_every=1, seed=2, attack="fgsm")
-    folder = up.outputs / runs.name_of(own, runs.DEPLOYED)
+    folder = up.outputs / runs.run_name(own, runs.DEPLOYED)
     finish = in_background(own)
     wait_for(lambda: (folder / "checkpoint" / "round-000002").exists(), "round 2's checkpoint")
     up.services.kill("superlink")

@@ -13,12 +13,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from fedser_utils.core import checkpoints, devices, runs
+from fedser_utils.core.devices import hardware
 from fedser_utils.core.seeding import generator
 from fedser_utils.data.federation import load_federation
 from fedser_utils.federated import client_app, server_app, strategies
-from fedser_utils.federated.client import fit, machine, new_model
+from fedser_utils.federated.client import fit, new_model
 from fedser_utils.federated.grids import cohort, cohort_trainer
-from fedser_utils.federated.strategies import RoundError, careful_strategy
+from fedser_utils.federated.strategies import RoundError, make_strategy
 from fedser_utils.learning import vgg
 from fedser_utils.learning.local_training import Update, client_update
 
@@ -31,7 +32,7 @@ def pool():
 
 def strategy(name="FedAvg", **options):
     defaults = {"first_round": 0, "seed": 0, "min_replies": 1.0, "buffers": ()}
-    return careful_strategy(name, **(defaults | options))
+    return make_strategy(name, **(defaults | options))
 
 
 def arrays(**values):
@@ -182,7 +183,7 @@ def test_a_run_leaves_tidy_rows(nature, federation):
     assert (run.folder / "rejected.csv").exists()
     config = json.loads((run.folder / "config.json").read_text())
     assert config["device"] == devices.device_name("cpu")
-    assert runs.made_on([run]) == machine("cpu", bf16=False)
+    assert runs.hardware([run]) == hardware("cpu", bf16=False)
     assert not list(run.folder.rglob("*.pkl"))
 
 

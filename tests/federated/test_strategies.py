@@ -13,7 +13,7 @@ from fedser_utils.core.errors import InputError
 from fedser_utils.core.settings import STRATEGIES, load_settings
 from fedser_utils.federated import client_app, server_app, strategies
 from fedser_utils.federated.grids import cohort, cohort_trainer
-from fedser_utils.federated.strategies import RoundError, careful_strategy
+from fedser_utils.federated.strategies import RoundError, make_strategy
 from fedser_utils.learning.local_training import Update
 
 VALUES = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 9.0, "e": 2.5, "f": 3.0, "g": 2.2}
@@ -57,7 +57,7 @@ def grid(monkeypatch, tiny, pool):
 
 def made(name, **options):
     defaults = {"first_round": 0, "seed": 0, "min_replies": 0.01, "buffers": ["running_var"]}
-    return careful_strategy(name, **(defaults | options))
+    return make_strategy(name, **(defaults | options))
 
 
 def arrays(value=0.0):
@@ -99,14 +99,14 @@ BY_HAND = {
 def test_every_strategy_is_flowers_own_and_runs(grid, name):
     built = made(name, **OPTIONS.get(name, {}))
     assert isinstance(built, getattr(flowers, name))
-    weight, variance = rounds(built, grid(name in strategies.MEAN_IS_ENOUGH))
+    weight, variance = rounds(built, grid(name in strategies.PREAGGREGATED))
     assert 0 < weight < 9
     assert variance > 0
     if name in BY_HAND:
         assert weight == pytest.approx(BY_HAND[name], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", strategies.MEAN_IS_ENOUGH)
+@pytest.mark.parametrize("name", strategies.PREAGGREGATED)
 def test_what_needs_only_the_mean_gets_the_same_from_all_replies(grid, name):
     options = OPTIONS.get(name, {})
     one, all_replies = (rounds(made(name, **options), grid(how), 3) for how in (True, False))
@@ -119,7 +119,7 @@ def test_the_others_would_be_wrong_with_one_reply(grid, name):
     options = OPTIONS.get(name, {}) | ({"num_malicious_nodes": 0} if name == "Krum" else {})
     wrong, _ = rounds(made(name, **options), grid(True))
     assert wrong == pytest.approx(MEAN)
-    assert name not in strategies.MEAN_IS_ENOUGH
+    assert name not in strategies.PREAGGREGATED
 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedYogi", "FedAvgM"])

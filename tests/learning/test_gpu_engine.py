@@ -34,7 +34,7 @@ def job(model, n, *, attack=True, epochs=2, optimiser=None):
     x = torch.randn(n, 1, 64, 64, generator=generator(n)).to(device)
     y = (torch.arange(n) % 3).to(device)
     given = {"epochs": epochs, "batch_size": 8}
-    plan = local_training.draw(n, attack=attack, generator=generator(n), **given)
+    plan = local_training.make_schedule(n, attack=attack, generator=generator(n), **given)
     moved = x.clone()
     moved[plan.attacked.to(device)] += 0.5
     given |= {"attack": (lambda model, x, y: x + 0.5) if attack else None}
@@ -180,11 +180,11 @@ GB = 1e9
 )
 def test_lanes_and_states_follow_the_memory(free, lanes, on_host):
     """68 clients of the full model, 59 MB."""
-    assert gpu_engine.placed(free, size=0.0594 * GB, clients=68, most=4) == (lanes, on_host)
+    assert gpu_engine.plan_lanes(free, size=0.0594 * GB, clients=68, most=4) == (lanes, on_host)
 
 
 def test_work_is_shared_out_evenly():
-    assert gpu_engine.shared_out([1, 5, 3, 3], 2) == [[1, 0], [2, 3]]
-    assert gpu_engine.shared_out([2], 3) == [[0], [], []]
-    shares = gpu_engine.shared_out(list(range(68)), 4)
+    assert gpu_engine.balance_loads([1, 5, 3, 3], 2) == [[1, 0], [2, 3]]
+    assert gpu_engine.balance_loads([2], 3) == [[0], [], []]
+    shares = gpu_engine.balance_loads(list(range(68)), 4)
     assert sorted(number for share in shares for number in share) == list(range(68))

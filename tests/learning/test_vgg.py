@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_folding_changes_no_logit_and_not_the_model():
     model = VGG15(width=1 / 16)
     model(torch.randn(16, 1, 64, 64))  # batch-norm statistics that are not the initial ones
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    frozen = vgg.folded(model)
+    frozen = vgg.fold_batch_norm(model)
     assert model.training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in frozen.modules())
@@ -74,11 +75,11 @@ def test_gradients_in_bf16_attack_as_well(name, device, trained):
     model, x, y = (part.to(device) for part in trained)
     n = ON_CPU[name] if device == "cpu" else len(x)
     x, y = x[:n], y[:n]
-    own = {"epsilon": 0.05, "step_size": 0.01, "steps": 5, "overshoot": 0.02}
-    attack = attacks.configured(name, **own)
+    strength = SimpleNamespace(epsilon=0.05, step_size=0.01, steps=5, overshoot=0.02)
+    attack = attacks.make_attack(strength, name)
     clean, *said = (
         attacks.predictions(model, evaluation.in_batches(partial(attack, aim), x, y) if aim else x)
-        for aim in (None, vgg.folded(model), vgg.Quick(model))
+        for aim in (None, vgg.fold_batch_norm(model), vgg.Bf16GradientModel(model))
     )
     model.to("cpu")
     before, plain, quick = (metrics.uar(y.cpu(), each.cpu()) for each in (clean, *said))
@@ -94,7 +95,7 @@ def test_decisions_stay_in_fp32_and_gradients_point_the_same_way(trained):
     weights and clips rounded to bf16 does: rounding what is computed in between, too, at most
     doubles the angle (seen: 0.99 to 1.15 times, with AVX2 and with AMX)."""
     model, x, y = trained[0], trained[1][:8], trained[2][:8]
-    exact, quick = vgg.folded(model), vgg.Quick(model)
+    exact, quick = vgg.fold_batch_norm(model), vgg.Bf16GradientModel(model)
     assert torch.equal(exact(x), quick(x))
 
     def slopes(aim, x):
@@ -103,7 +104,7 @@ def test_decisions_stay_in_fp32_and_gradients_point_the_same_way(trained):
     def angle(one, other):
         return torch.cosine_similarity(one, other).clamp(max=1).acos()
 
-    rounded = vgg.folded(model).bfloat16().float()
+    rounded = vgg.fold_batch_norm(model).bfloat16().float()
     least = angle(slopes(exact, x), slopes(rounded, x.bfloat16().float()))
     assert (angle(slopes(exact, x), slopes(quick, x)) <= 2 * least).all()
     assert least.max() < 0.5  # radians
@@ -112,7 +113,7 @@ def test_decisions_stay_in_fp32_and_gradients_point_the_same_way(trained):
 def test_a_quick_copy_of_another_model(trained):
     model, x, _ = trained
     other = vgg.build(7, width=1 / 16, generator=torch.Generator().manual_seed(1)).eval()
-    quick, expected = vgg.Quick(other), vgg.Quick(model)
+    quick, expected = vgg.Bf16GradientModel(other), vgg.Bf16GradientModel(model)
     quick.take(model)
     assert torch.equal(quick(x[:3]), expected(x[:3]))
     one, two = x[:3].clone().requires_grad_(), x[:3].clone().requires_grad_()
@@ -123,7 +124,7 @@ def test_a_quick_copy_of_another_model(trained):
 def test_compiled_gives_the_same(device, trained):
     """Batches of several sizes; DeepFool takes several gradients of one forward pass."""
     model, x, y = trained[0].to(device), trained[1][:6].to(device), trained[2][:6].to(device)
-    plain, compiled = vgg.Quick(model), vgg.Quick(model, compiled=True)
+    plain, compiled = vgg.Bf16GradientModel(model), vgg.Bf16GradientModel(model, compiled=True)
     for name, settings in {
         "fgsm": {"epsilon": 0.05},
         "deepfool": {"steps": 2, "overshoot": 0.02},

@@ -1,6 +1,7 @@
 """The checklist and the honest table, on evidence made by hand and on a real model's."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -180,14 +181,14 @@ def test_the_verdict_by_hand():
 @pytest.fixture(scope="module")
 def real(on_trial):
     """Every test on a real model, with as little work as possible."""
-    three = {n: attacks.configured(n, epsilon=EPSILON, step_size=0.02, steps=3, overshoot=0.02)
-             for n in attacks.ATTACKS}  # fmt: skip
-    rows = adaptive_attacks.against(
+    strength = SimpleNamespace(epsilon=EPSILON, step_size=0.02, steps=3, overshoot=0.02)
+    three = {n: attacks.make_attack(strength, n) for n in attacks.ATTACKS}
+    rows = adaptive_attacks.core_evidence(
         on_trial, three, epsilon=EPSILON, eot=[1, 2], gradients=12, steps=10, epsilons=[0.05, 2.0]
     )
-    more = adaptive_attacks.examined(
-        on_trial.of(torch.arange(7)), {"itself": on_trial.aim}, epsilon=EPSILON, steps=3,
-        iterations=[1, 3], restarts=2, few=2, queries=8,
+    more = adaptive_attacks.checklist_evidence(
+        on_trial.subset(torch.arange(7)), {"itself": on_trial.target_model},
+        epsilon=EPSILON, steps=3, iterations=[1, 3], restarts=2, few=2, queries=8,
     )  # fmt: skip
     return rows, more
 
@@ -214,8 +215,8 @@ def test_the_adaptive_attacker_keeps_its_budget_and_beats_the_claim(real):
 
 
 def test_a_frozen_draw_is_no_defence(on_trial):
-    weak = vgg.Planted(7, cells=4, generator=generator(0, "planted"))
-    target = replace(on_trial, plain=weak, aim=weak, randomise=Randomise(mode="nearest"))
+    weak = vgg.WeakModel(7, cells=4, generator=generator(0, "planted"))
+    target = replace(on_trial, plain=weak, target_model=weak, randomise=Randomise(mode="nearest"))
     draw = target.randomise.draw(14, generator(target.seed, "frozen"))
     before = attacks.predictions(weak, target.randomise(target.x, draw))
     rows = adaptive_attacks.frozen(replace(target, y=before), eot_pgd(steps=10), epsilon=EPSILON)

@@ -17,13 +17,13 @@ EPSILON = 0.05
 
 def test_evidence_is_a_row_for_each_draw_and_clip(on_trial):
     moved = on_trial.x + 0.01
-    rows = on_trial.judged(moved, test="t", attack="a", value=3.0)
+    rows = on_trial.judge(moved, test="t", attack="a", value=3.0)
     assert len(rows) == 4 * 14
     assert rows.groupby("draw")["clip"].nunique().eq(14).all()
     assert rows["linf"].round(4).eq(0.01).all()
     assert rows["l2"].round(2).eq(round(0.01 * (373 * 64) ** 0.5, 2)).all()
     assert set(rows["defended"]) == {True}
-    plain = on_trial.judged(on_trial.x, defended=False, test="t", attack="a")
+    plain = on_trial.judge(on_trial.x, defended=False, test="t", attack="a")
     said = attacks.predictions(on_trial.plain, on_trial.x).tolist()
     assert plain["y_pred"].tolist() == [on_trial.classes[i] for i in said]
     assert plain["y_true"].tolist() == on_trial.clips["emotion"].tolist()
@@ -41,10 +41,10 @@ def test_the_attackers_draws_are_not_the_judges(on_trial):
 def test_the_strongest_attack_only_gets_stronger_and_keeps_to_epsilon(on_trial):
     attempts = {k: defended_model.eot_pgd(steps=15, eot=k) for k in (1, 2)}
     attempts["useless"] = defended_model.Attempt(lambda model, x, y, start, epsilon: x)
-    held = [on_trial.held(on_trial.x)]
-    for _, best in defended_model.strongest(on_trial, attempts, epsilon=EPSILON):
+    held = [on_trial.robust_fraction(on_trial.x)]
+    for _, best in defended_model.strongest_per_clip(on_trial, attempts, epsilon=EPSILON):
         assert (best - on_trial.x).abs().max() <= EPSILON + 1e-6
-        held.append(on_trial.held(best))
+        held.append(on_trial.robust_fraction(best))
         # the same draws for the same clips, so none of them may have become easier to recognise
     for before, after in pairwise(held):
         assert after.mean() <= before.mean() + 0.1
@@ -55,19 +55,19 @@ def test_the_strongest_attack_only_gets_stronger_and_keeps_to_epsilon(on_trial):
 def test_it_goes_on_from_where_it_is_told(on_trial):
     start = on_trial.x + EPSILON
     nothing = defended_model.Attempt(lambda model, x, y, start, epsilon: start)
-    assert torch.equal(on_trial.attacked(nothing, "n", start=start), start)
+    assert torch.equal(on_trial.attack(nothing, "n", start=start), start)
     for clips in (start, on_trial.x):  # what is no better than the clip itself is not taken
-        *_, (_, best) = defended_model.strongest(
+        *_, (_, best) = defended_model.strongest_per_clip(
             on_trial, {"n": nothing}, epsilon=EPSILON, starts=[clips]
         )
-        taken = on_trial.held(clips) < on_trial.held(on_trial.x)
+        taken = on_trial.robust_fraction(clips) < on_trial.robust_fraction(on_trial.x)
         assert torch.equal(best[taken], clips[taken])
         assert torch.equal(best[~taken], on_trial.x[~taken])
 
 
 def test_budgets_may_differ_by_clip(on_trial):
     reach = torch.linspace(0, 1, 14)
-    moved = on_trial.attacked(
+    moved = on_trial.attack(
         defended_model.eot_pgd(steps=2, norm="l2", step=1.0), "l2", epsilon=reach
     )
     torch.testing.assert_close(
@@ -97,24 +97,26 @@ def test_momentum_over_single_draws_averages_them(on_trial):
 
 
 def test_arts_attacks_are_brought_into_the_ball(on_trial):
-    few = on_trial.of(torch.arange(7))
-    hop = defended_model.arts("hop_skip_jump", norm="inf", max_iter=1, max_eval=4, init_eval=2)
-    moved = few.attacked(hop, "hop", epsilon=EPSILON, defended=False)
+    few = on_trial.subset(torch.arange(7))
+    hop = defended_model.art_attempt(
+        "hop_skip_jump", norm="inf", max_iter=1, max_eval=4, init_eval=2
+    )
+    moved = few.attack(hop, "hop", epsilon=EPSILON, defended=False)
     assert 0 < (moved - few.x).abs().max() <= EPSILON + 1e-6
 
 
 def test_some_clips_come_evenly_from_all_emotions(speakers4):
-    clips = defended_model.some_of(speakers4.clips, 14, seed=0)
+    clips = defended_model.stratified_sample(speakers4.clips, 14, seed=0)
     assert clips["emotion"].value_counts().eq(2).all()
     assert clips.index.is_monotonic_increasing
-    assert len(defended_model.some_of(speakers4.clips, 1000, seed=0)) == 140
-    assert not clips.equals(defended_model.some_of(speakers4.clips, 14, seed=1))
+    assert len(defended_model.stratified_sample(speakers4.clips, 1000, seed=0)) == 140
+    assert not clips.equals(defended_model.stratified_sample(speakers4.clips, 14, seed=1))
 
 
 def test_eot_breaks_a_randomisation_that_a_transfer_attack_does_not(on_trial):
     """A weak model behind nearest resizing: EOT must fool every clip under every draw."""
-    weak = vgg.Planted(7, cells=4, generator=generator(0, "planted"))
-    target = replace(on_trial, plain=weak, aim=weak, randomise=Randomise(mode="nearest"))
-    target = replace(target, y=target.decided(target.x, True).mode(0).values)
-    moved = target.attacked(defended_model.eot_pgd(steps=10), "eot", epsilon=EPSILON)
-    assert target.held(moved).max() == 0
+    weak = vgg.WeakModel(7, cells=4, generator=generator(0, "planted"))
+    target = replace(on_trial, plain=weak, target_model=weak, randomise=Randomise(mode="nearest"))
+    target = replace(target, y=target.decide(target.x, True).mode(0).values)
+    moved = target.attack(defended_model.eot_pgd(steps=10), "eot", epsilon=EPSILON)
+    assert target.robust_fraction(moved).max() == 0

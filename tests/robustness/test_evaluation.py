@@ -1,5 +1,7 @@
 """What attacks do to models, as tidy rows."""
 
+from functools import partial
+
 import pandas as pd
 import pytest
 import soundfile
@@ -39,7 +41,7 @@ def test_batches_are_joined_in_order_and_draw_their_own():
 
 def test_rows_under_attacks(pair):
     study, x, y = pair
-    pgd = attacks.configured("pgd", epsilon=0.05, step_size=0.02, steps=3, overshoot=0.0)
+    pgd = partial(attacks.pgd, epsilon=0.05, step_size=0.02, steps=3)
     tried = {("none", None): None, ("pgd", 0.05): pgd}
     rows = evaluation.under_attacks(study["nature"], x, y, tried, targets=study)
     assert len(rows) == 2 * 2 * 20
@@ -52,9 +54,7 @@ def test_rows_under_attacks(pair):
 
 def test_random_starts_are_the_same_every_time(pair):
     study, x, y = pair
-    attack = attacks.configured(
-        "pgd", epsilon=0.02, step_size=0.02, steps=1, overshoot=0.0, random_start=True
-    )
+    attack = partial(attacks.pgd, epsilon=0.02, step_size=0.02, steps=1, random_start=True)
     one, other, third = (
         evaluation.under_attacks(study["nature"], x, y, {("pgd", 1): attack}, seed=seed)
         for seed in (0, 0, 1)
@@ -65,7 +65,7 @@ def test_random_starts_are_the_same_every_time(pair):
 
 def test_transfer_is_a_matrix(pair):
     study, x, y = pair
-    fgsm = attacks.configured("fgsm", epsilon=0.05, step_size=0.0, steps=1, overshoot=0.0)
+    fgsm = partial(attacks.fgsm, epsilon=0.05)
     rows = evaluation.transfer(study, x, y, fgsm)
     found = metrics.uar_by(rows, ["source", "target"])
     assert len(found) == 4
@@ -73,7 +73,7 @@ def test_transfer_is_a_matrix(pair):
 
 
 def test_fooled_by_hand():
-    model = vgg.Planted(3, size=2, generator=generator(0, "planted"))
+    model = vgg.WeakModel(3, size=2, generator=generator(0, "planted"))
     x = torch.randn(4, 1, 1, 2)
     before = attacks.predictions(model, x)
 
@@ -84,15 +84,17 @@ def test_fooled_by_hand():
                 flipped[i] = torch.randn_like(x[i])
         return flipped
 
-    shares = evaluation.fooled(model, x, {"half": half, "none": lambda model, x, y: x})
+    shares = evaluation.fooling_rate(model, x, {"half": half, "none": lambda model, x, y: x})
     assert shares.to_dict() == {"half": 50, "none": 0}
 
 
 def test_sizes(pair):
     study, x, y = pair
-    fgsm = attacks.configured("fgsm", epsilon=0.05, step_size=0.0, steps=1, overshoot=0.0)
+    fgsm = partial(attacks.fgsm, epsilon=0.05)
     std = torch.full((64,), 2.0)
-    found = evaluation.sizes(study["nature"], x, y, {"fgsm": fgsm}, mean=torch.zeros(64), std=std)
+    found = evaluation.perturbation_sizes(
+        study["nature"], x, y, {"fgsm": fgsm}, mean=torch.zeros(64), std=std
+    )
     assert found["attack"].tolist() == ["fgsm"]
     assert found["linf"].item() == pytest.approx(0.05, abs=1e-5)
     assert found["linf_db"].item() == pytest.approx(0.1 * 8.685889638, rel=1e-3)
@@ -100,22 +102,22 @@ def test_sizes(pair):
 
 def test_what_is_heard_is_what_was_written(trained, speakers4, tmp_path):
     first = speakers4.clips.index[0]
-    listen, sound = speakers4.listener(first), speakers4.sound(first)
+    listen, sound = speakers4.input_transform(first), speakers4.waveform(first)
     sounds = {"as it was": sound, "louder, 2 dB": 0.9 * sound / sound.abs().max()}
-    heard = evaluation.heard(trained[0], listen, sounds, tmp_path / "new")
+    heard = evaluation.predict_sounds(trained[0], listen, sounds, tmp_path / "new")
     assert [path.name for path in heard["path"]] == ["as-it-was.wav", "louder-2-dB.wav"]
     for name, path, y_pred in heard.itertuples(index=False):
         written, rate = soundfile.read(path, dtype="float32")
         assert rate == 16_000
         torch.testing.assert_close(torch.from_numpy(written), sounds[name][0], rtol=0, atol=1e-4)
-        image = listen(log_mel.sound(path))
+        image = listen(log_mel.load_waveform(path))
         assert attacks.predictions(trained[0], image).item() == y_pred
 
 
 def test_rows_of_draws_and_their_names():
     clips = pd.DataFrame({"clip": ["c", "d"], "speaker": ["s", "t"], "emotion": ["fear", "joy"]})
     rows = evaluation.draw_rows(torch.tensor([[0, 1], [1, 1], [0, 0]]), attack="pgd")
-    rows = evaluation.labelled(rows, clips, ("fear", "joy"), run="r")
+    rows = evaluation.with_clips(rows, clips, ("fear", "joy"), run="r")
     assert rows["draw"].tolist() == [0, 0, 1, 1, 2, 2]
     assert rows["clip"].tolist() == ["c", "d"] * 3
     assert rows["y_true"].tolist() == ["fear", "joy"] * 3

@@ -123,7 +123,7 @@ def test_uar_and_interval_are_table_3s_also_over_seeds(predictions):
             assert (score.low, score.high) == (row["ci_low"], row["ci_high"])
             assert (score.n, len(score.seeds)) == (6, row["seeds"])
     found = Decisions(both)
-    assert "mean of seeds 0, 1" in confusion_plot.measured(found.score(NATURE))
+    assert "mean of seeds 0, 1" in confusion_plot.uar_text(found.score(NATURE))
     own = confusion_data.in_cell(found.rows(NATURE), "guilt", "guilt")
     assert own["note"].tolist() == ["seed 0, 1", "seed 1", "seed 1"]
     value, low, high = found.gain(NATURE, TRAINED)
@@ -133,7 +133,7 @@ def test_uar_and_interval_are_table_3s_also_over_seeds(predictions):
 
 def test_where_there_is_no_interval_it_says_so(predictions):
     one = predictions.assign(speaker="A")
-    assert "no interval, as there is one speaker" in confusion_plot.measured(
+    assert "no interval, as there is one speaker" in confusion_plot.uar_text(
         Decisions(one).score(NATURE)
     )
     other = predictions["model"] == "pgd"
@@ -156,7 +156,7 @@ def test_words_follow_the_labels(predictions):
         assert f"clips of a true {label} were given" in alone
         assert f"over 2 {client}s)" in alone
         assert f"the same {client}s drawn" in both
-        (axes,) = confusion_plot.pictured([("one", [found.counts(NATURE)])]).axes
+        (axes,) = confusion_plot.figure([("one", [found.counts(NATURE)])]).axes
         assert axes.get_ylabel() == f"true {label}"
         assert axes.figure.get_supxlabel().startswith(f"percent of a true {label}'s clips")
 

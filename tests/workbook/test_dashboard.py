@@ -51,13 +51,15 @@ def drawn(folder, name, origin="runs r"):
 
 
 def row(settings, run):
-    (found,) = [each for each in run_status.look(settings.outputs) if each.run == run]
+    (found,) = [each for each in run_status.find_run_statuses(settings.outputs) if each.run == run]
     return found
 
 
 def items(settings):
     """What the tables need: state and command by item, of the one study."""
-    table = missing.needs(run_status.look(settings.outputs), settings.outputs)
+    table = missing.missing_results(
+        run_status.find_run_statuses(settings.outputs), settings.outputs
+    )
     return table.set_index("item")[["state", "command"]]
 
 
@@ -118,7 +120,7 @@ def test_a_held_lock_is_running_and_nothing_is_touched(settings):
 def test_looking_at_a_run_without_a_lock_makes_none(settings):
     run = start(settings)
     before = sorted(run.folder.rglob("*"))
-    run_status.look(settings.outputs)
+    run_status.find_run_statuses(settings.outputs)
     assert sorted(run.folder.rglob("*")) == before
 
 
@@ -141,7 +143,10 @@ def damage(folder, name, text):
 def test_a_foreign_folder_is_a_row_with_its_reason(settings, name, text, reason):
     damage(settings.folder.parent / "alien", name, text)
     done = finish(settings)
-    assert [each.run for each in run_status.look(settings.outputs)] == [done.id, "alien"]
+    assert [each.run for each in run_status.find_run_statuses(settings.outputs)] == [
+        done.id,
+        "alien",
+    ]
     seen = row(settings, "alien")
     assert seen.state == "damaged"
     assert seen.note.startswith(reason)
@@ -226,7 +231,7 @@ def test_the_commands_make_what_is_missing(settings):
             kinds = {name: type(value) for name, value in settings.values().items()}
             given = {name: kinds[name](value) for name, value in given.items()}
             made = load_settings(**given)
-            assert runs.name_of(made, "f00") == f"smoke-{item}-s3-{group}"
+            assert runs.run_name(made, "f00") == f"smoke-{item}-s3-{group}"
 
 
 def test_studies_settings_and_seeds_stand_apart(settings):
@@ -234,7 +239,9 @@ def test_studies_settings_and_seeds_stand_apart(settings):
     finish(settings, seed=1)
     finish(settings, epsilon=0.2)
     finish(dataclasses.replace(settings, preset="demo"), runtime="deployment")
-    table = missing.needs(run_status.look(settings.outputs), settings.outputs)
+    table = missing.missing_results(
+        run_status.find_run_statuses(settings.outputs), settings.outputs
+    )
     groups = table[table["item"] != "tables"].groupby(["study", "setting", "seed"]).size()
     assert sorted(groups) == [4, 5, 5, 5]  # a deployment's clients are never pooled
     assert table[table["item"] == "tables"]["study"].tolist() == ["demo", "smoke"]

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fedser_utils import attacks
 from fedser_utils.core.front_end import MACHINES, SPEECH, FrontEnd
 from fedser_utils.data import log_mel
 from fedser_utils.federated import server_app
 from fedser_utils.workbook import attack_sweep, canvas, display, perturbation_explorer
-from fedser_utils.workbook.attack_sweep import ON_SOUND, Stage
+from fedser_utils.workbook.attack_sweep import ON_SOUND, SweepSource
 from fedser_utils.workbook.perturbation_explorer import PerturbationExplorer
 
 SLOW = FrontEnd(sample_rate=4000, window=512, hop=128, bands=64, highest=2000.0, seconds=2.0)
@@ -26,7 +27,7 @@ def runs(tiny):
 
 @pytest.fixture(scope="module")
 def stage(runs):
-    return Stage(runs[0])
+    return SweepSource(runs[0])
 
 
 @pytest.fixture
@@ -38,17 +39,16 @@ def explorer(runs):
 def test_a_scene_holds_the_attack_at_every_strength(stage, attack):
     """Each strength alone gives what the batch over all of them gives."""
     index = stage.clips.index[0]
-    scene = stage.scene(index, attack)
+    scene = stage.sweep(index, attack)
     assert len(scene.images) == 1 + len(scene.strengths) == len(scene.snr_db)
     assert 0.05 in scene.strengths
     for strength in scene.strengths:
         change = (scene.images[scene.place(strength)] - scene.images[0]).abs().max()
         assert float(change) == pytest.approx(strength, abs=1e-4)
-    from fedser_utils.federated import client
     from fedser_utils.learning import vgg
 
     x, y = stage.data.tensors(stage.data.clips.loc[[index]])
-    alone = client.attack_of(stage.run.settings, attack)(vgg.folded(stage.model), x, y)
+    alone = attacks.make_attack(stage.run.settings, attack)(vgg.fold_batch_norm(stage.model), x, y)
     share = (alone != scene.images[scene.place(0.05)]).float().mean()
     assert share < 0.05  # signs of gradients near zero, which later steps follow
     assert scene.snr_db[0] == float("inf")
@@ -59,10 +59,10 @@ def test_an_attack_on_the_sound_keeps_its_ratio(stage):
     from fedser_utils.attacks import snr_db
 
     index = stage.clips.index[1]
-    scene = stage.scene(index, ON_SOUND)
+    scene = stage.sweep(index, ON_SOUND)
     for place, ratio in enumerate(scene.strengths, 1):
         assert float(snr_db(scene.sounds[0], scene.sounds[place])) >= ratio - 1e-2
-        heard = stage.listen(index)(scene.sounds[place])[0]
+        heard = stage.input_transform(index)(scene.sounds[place])[0]
         assert torch.allclose(heard, scene.images[place], atol=1e-4)
 
 
@@ -88,7 +88,7 @@ def test_epsilon_moves_picture_and_bars(explorer):
 
 def test_the_filters_are_called_what_they_are(explorer, monkeypatch):
     assert (explorer.speaker.description, explorer.emotion.description) == ("Speaker", "Emotion")
-    monkeypatch.setattr(perturbation_explorer.tables, "words", lambda classes: ("class", "client"))
+    monkeypatch.setattr(perturbation_explorer.tables, "terms", lambda classes: ("class", "client"))
     other = PerturbationExplorer([explorer._stage.run])
     assert (other.speaker.description, other.emotion.description) == ("Client", "Class")
 
@@ -136,7 +136,7 @@ def test_what_goes_wrong_is_said(explorer, monkeypatch):
     def broken(*arguments):
         raise OSError("disk <lost>")
 
-    monkeypatch.setattr(Stage, "scene", broken)
+    monkeypatch.setattr(SweepSource, "sweep", broken)
     explorer.attack.value = "fgsm"
     assert "OSError: disk &lt;lost&gt;" in explorer.status.value
 

@@ -100,12 +100,12 @@ def test_a_run_that_another_one_trains_is_shown(tiny, tmp_path, capsys):
     thread = threading.Thread(target=other)
     thread.start()
     begun.wait()
-    assert runs.writer(run.folder).startswith("process ")
+    assert runs.lock_holder(run.folder).startswith("process ")
     with pytest.raises(runs.RunBusyError, match="another process"):
         runtimes.train(settings)
     done = runtimes.train(settings, monitor=lambda table: seen.append(table), wait=True)
     thread.join()
     assert seen[0]["round"].tolist() == [7, 7]
     assert done.complete
-    assert runs.writer(run.folder) == ""
+    assert runs.lock_holder(run.folder) == ""
     assert "being written by another process: showing it" in capsys.readouterr().out

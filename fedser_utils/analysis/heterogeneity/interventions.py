@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedser_utils.core.errors import InputError, choose
-from fedser_utils.core.settings import HOW, STRATEGIES, WHO, Settings
+from fedser_utils.core.settings import EXECUTION, IDENTITY, STRATEGIES, Settings
 
 Changes = dict[str, Any]
-AS_GIVEN = "as given"
+BASELINE = "as given"
 
 
 def _always(**changes: Any) -> Callable[[Settings], Changes]:
@@ -31,8 +31,8 @@ def _strategy(name: str, **options: Any) -> Callable[[Settings], Changes]:
     )
 
 
-REMEDIES: Mapping[str, Callable[[Settings], Changes]] = {
-    AS_GIVEN: _always(),
+INTERVENTIONS: Mapping[str, Callable[[Settings], Changes]] = {
+    BASELINE: _always(),
     "optimiser state reset": _always(client_state="reset"),
     "kept optimiser state": _always(client_state="keep"),
     "FedProx": _strategy("FedProx", proximal_mu=0.01),
@@ -67,27 +67,27 @@ AGAINST: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def remedied(settings: Settings, name: str) -> Settings:
+def apply(settings: Settings, name: str) -> Settings:
     """The settings with one remedy. Raises InputError for an unknown one, with the choices, and
     where these settings cannot have it, with the reason."""
-    choose("remedy", name, tuple(REMEDIES))
-    return dataclasses.replace(settings, **REMEDIES[name](settings))
+    choose("remedy", name, tuple(INTERVENTIONS))
+    return dataclasses.replace(settings, **INTERVENTIONS[name](settings))
 
 
 def changes(settings: Settings, name: str) -> Changes:
     """What a remedy makes of the settings, setting by setting; {} where it changes nothing."""
-    return differences(settings, remedied(settings, name))
+    return differences(settings, apply(settings, name))
 
 
 def differences(before: Settings, after: Settings) -> Changes:
     """The settings that change a result and are not the same, as ``after`` has them; which model
     and seed it is does not count."""
     old, new = before.values(), after.values()
-    left_out = {*HOW, *WHO}
+    left_out = {*EXECUTION, *IDENTITY}
     return {k: v for k, v in new.items() if k not in left_out and v != old[k]}
 
 
-def in_words(changed: Mapping[str, Any]) -> str:
+def describe(changed: Mapping[str, Any]) -> str:
     """``strategy FedProx, proximal_mu 0.01``; what is left to Flower again is not said."""
     shown = {name: value for name, value in changed.items() if value is not None}
     return ", ".join(
@@ -96,10 +96,10 @@ def in_words(changed: Mapping[str, Any]) -> str:
     )
 
 
-def fitting(settings: Settings) -> list[str]:
+def applicable(settings: Settings) -> list[str]:
     """The remedies that these settings can have and that change them, after "as given"."""
-    found = [AS_GIVEN]
-    for name in REMEDIES:
+    found = [BASELINE]
+    for name in INTERVENTIONS:
         if name == "standardised per corpus" and len(settings.corpora) == 1:
             continue
         try:
@@ -110,29 +110,29 @@ def fitting(settings: Settings) -> list[str]:
     return found
 
 
-def chosen(settings: Settings, names: Sequence[str]) -> list[str]:
+def select(settings: Settings, names: Sequence[str]) -> list[str]:
     """The remedies of these names, after "as given"; "all": those that are ``fitting``. Raises
     InputError for a name that is none, and for a remedy that these settings cannot have."""
     if "all" in names:
-        return fitting(settings)
+        return applicable(settings)
     for name in names:
-        choose("remedy", name, ("all", *REMEDIES))
-        remedied(settings, name)
-    return list(dict.fromkeys([AS_GIVEN, *names]))
+        choose("remedy", name, ("all", *INTERVENTIONS))
+        apply(settings, name)
+    return list(dict.fromkeys([BASELINE, *names]))
 
 
-def recognised(baseline: Settings, settings: Settings) -> str | None:
+def recognise(baseline: Settings, settings: Settings) -> str | None:
     """The remedy that makes ``settings`` of ``baseline``; None if it is none."""
-    for name in [AS_GIVEN, *fitting(baseline)[1:]]:
-        if not differences(remedied(baseline, name), settings):
+    for name in [BASELINE, *applicable(baseline)[1:]]:
+        if not differences(apply(baseline, name), settings):
             return name
     return None
 
 
-def baseline_of(made: Iterable[Settings]) -> Settings:
+def find_baseline(made: Iterable[Settings]) -> Settings:
     """Of the settings of several runs, those from which most of the others are one remedy away.
     Raises InputError for none."""
     made = list(made)
     if not made:
         raise InputError("no settings to find a baseline among")
-    return max(made, key=lambda each: sum(recognised(each, other) is not None for other in made))
+    return max(made, key=lambda each: sum(recognise(each, other) is not None for other in made))

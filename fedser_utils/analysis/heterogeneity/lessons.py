@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from fedser_utils.analysis.heterogeneity.client_differences import ALL
-from fedser_utils.analysis.heterogeneity.interventions import AS_GIVEN
+from fedser_utils.analysis.heterogeneity.interventions import BASELINE
 
 HELPS, HURTS, UNCLEAR, MIXED = "helps", "hurts", "cannot be told apart", "seeds disagree"
 WIDE = 10  # UAR points: an interval wider than this leaves much open
@@ -32,10 +32,10 @@ def judged(rows: pd.DataFrame) -> pd.Series:
 def lessons(table: pd.DataFrame, outcomes: pd.DataFrame) -> list[str]:
     """What helps, what hurts, what came sooner, what is left under attack and in each corpus, and
     what to beware of. table, outcomes: as ``outcomes`` gives them; a line each."""
-    own = table[table["remedy"] != AS_GIVEN]
+    own = table[table["remedy"] != BASELINE]
     own = own[own["gain"].notna()].assign(verdict=judged)
     if own.empty:
-        return [f"No remedy was trained with a seed that was also trained {AS_GIVEN}."]
+        return [f"No remedy was trained with a seed that was also trained {BASELINE}."]
     parts = (_verdicts(own), _sooner(table), _attacked(own, outcomes), _unevenly(own, outcomes))
     return [*(line for part in parts for line in part), *cautions(table)]
 
@@ -79,19 +79,19 @@ def _gain(row) -> str:
 
 def _sooner(table: pd.DataFrame) -> Iterable[str]:
     """Who reached a target in other than the given number of rounds, at what computing."""
-    given = table[table["remedy"] == AS_GIVEN].iloc[0]
+    given = table[table["remedy"] == BASELINE].iloc[0]
     columns = [name for name in table if name.startswith("rounds to ")]
     unreached = [name for name in columns if table[name].isna().all()]
     for column in [name for name in columns if name not in unreached]:
         target, base = column.removeprefix("rounds to "), given[column]
-        own = table[table["remedy"] != AS_GIVEN]
+        own = table[table["remedy"] != BASELINE]
         reached = own[own[column].notna()].sort_values(column, kind="stable")
         never = own.loc[own[column].isna(), "remedy"]
         start = f"{base:.1f} rounds" if base == base else f"not within {given['rounds']} rounds"
         moved = reached[reached[column] != base]
         each = [_reached(row, row_rounds, base) for row, row_rounds in _with(moved, column)]
         every = f" (evaluated every {given['eval_every']})" if given["eval_every"] > 1 else ""
-        parts = [f"{AS_GIVEN} {start}{every}", *each]
+        parts = [f"{BASELINE} {start}{every}", *each]
         if len(never):
             parts.append("not reached in every seed: " + ", ".join(never))
         yield f"{target} UAR on original clips: " + "; ".join(parts) + "."
@@ -152,8 +152,8 @@ def _unevenly(own: pd.DataFrame, outcomes: pd.DataFrame) -> Iterable[str]:
 
 def cautions(table: pd.DataFrame) -> list[str]:
     """What to beware of before believing the rest."""
-    own, found = table[(table["remedy"] != AS_GIVEN) & table["gain"].notna()], []
-    given = table[table["remedy"] == AS_GIVEN].iloc[0]
+    own, found = table[(table["remedy"] != BASELINE) & table["gain"].notna()], []
+    given = table[table["remedy"] == BASELINE].iloc[0]
     if given["ci_low"] <= given["chance"]:
         found.append(
             f"Training as given ends at {given['uar']:.1f} % UAR, which is not above chance "

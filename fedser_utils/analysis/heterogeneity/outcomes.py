@@ -15,8 +15,8 @@ import pandas as pd
 
 from fedser_utils.analysis import comparisons, metrics
 from fedser_utils.analysis.heterogeneity import client_differences
-from fedser_utils.analysis.heterogeneity.interventions import AS_GIVEN, differences, in_words
-from fedser_utils.analysis.tables import ATTACK_NAMES, CONDITIONS, last_round, ordered
+from fedser_utils.analysis.heterogeneity.interventions import BASELINE, describe, differences
+from fedser_utils.analysis.tables import ATTACK_NAMES, CONDITIONS, last_round, paper_order
 from fedser_utils.core.errors import InputError
 from fedser_utils.core.seeding import rng
 from fedser_utils.core.settings import Settings
@@ -53,21 +53,21 @@ def outcomes(runs: Runs) -> pd.DataFrame:
 
     Raises InputError without runs as given; ValueError where a seed's test clips are not the same.
     """
-    if not runs.get(AS_GIVEN):
-        raise InputError(f"remedies are compared with runs {AS_GIVEN!r}; there is none")
+    if not runs.get(BASELINE):
+        raise InputError(f"remedies are compared with runs {BASELINE!r}; there is none")
     groups = {name: dict(_groups(made)) for name, made in runs.items()}
     others = max(1, len([name for name, made in runs.items() if made]) - 1)
     rows = []
     for name, own in groups.items():
         for key, after in own.items():
             row = {"remedy": name} | dict(zip(_KEY, key, strict=True)) | _measured(after)
-            before = groups[AS_GIVEN].get(key)
+            before = groups[BASELINE].get(key)
             if (
                 before is not None
-                and name != AS_GIVEN
+                and name != BASELINE
                 and (client_differences.ALL in key or "original" in key)
             ):
-                row |= _gained(comparisons.pairs(before, after), key, others)
+                row |= _gained(comparisons.pair_decisions(before, after), key, others)
             rows.append(row)
     return pd.DataFrame(rows, columns=["remedy", *_KEY, *_MEASURES, *_GAINS])
 
@@ -160,13 +160,13 @@ def table(runs: Runs, outcomes: pd.DataFrame, *, targets: Sequence[float]) -> pd
     "language it" of each (UAR on original clips); deviation over clients, worst_client, worst_uar,
     worst_n, median_n; n, speakers, seeds.
     """
-    given = runs[AS_GIVEN][0].settings
+    given = runs[BASELINE][0].settings
     rows = []
     for name, made in runs.items():
         if not made:
             continue
         settings, own = made[0].settings, outcomes[outcomes["remedy"] == name]
-        row = {"remedy": name, "settings": in_words(differences(given, settings)) or "-"}
+        row = {"remedy": name, "settings": describe(differences(given, settings)) or "-"}
         row |= {"computing": computing(given, settings)}
         row |= {f"rounds to {target:g} %": rounds_to(made, target) for target in targets}
         row |= (
@@ -189,7 +189,7 @@ def _wide(own: pd.DataFrame) -> dict[str, Any]:
     found = row[[*_MEASURES, *_GAINS]].drop("before").to_dict()
     for condition in list(CONDITIONS)[2:]:
         shown = whole[whole["condition"] == condition].set_index("attack")["uar"]
-        for attack in ordered(shown.index, ATTACK_NAMES):
+        for attack in paper_order(shown.index, ATTACK_NAMES):
             if condition == "adversarial" or attack == "pgd" or "pgd" not in shown.index:
                 found[f"{condition} {attack}"] = shown[attack]
     parts = original[original["scope"] != client_differences.ALL].sort_values(["scope", "name"])

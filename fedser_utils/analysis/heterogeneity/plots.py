@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fedser_utils.analysis.figures import PAGE, STYLE, finished
+from fedser_utils.analysis.figures import PAGE, STYLE, with_caption
 from fedser_utils.analysis.heterogeneity.client_differences import ALL
-from fedser_utils.analysis.heterogeneity.interventions import AS_GIVEN
+from fedser_utils.analysis.heterogeneity.interventions import BASELINE
 from fedser_utils.analysis.tables import CONDITIONS, class_order
 
 # Okabe and Ito's; black is kept for what is given, or for all together
@@ -45,14 +45,16 @@ def _legend(figure: Figure, axes: plt.Axes) -> None:
 
 
 @mpl.rc_context(STYLE)
-def remedies(rounds: pd.DataFrame, *, condition: str = "original", caption: str = "") -> Figure:
+def interventions(
+    rounds: pd.DataFrame, *, condition: str = "original", caption: str = ""
+) -> Figure:
     """UAR against the round, a curve per remedy: the mean over seeds, "as given" black and thick.
 
     rounds: rows of the runs' ``rounds.csv`` with the column remedy; of several attacks, one.
     """
     own = rounds[rounds["condition"] == condition]
     names = list(dict.fromkeys(own["remedy"]))
-    looks = _looks(name for name in names if name != AS_GIVEN) | {AS_GIVEN: _BLACK}
+    looks = _looks(name for name in names if name != BASELINE) | {BASELINE: _BLACK}
     figure, axes = plt.subplots(figsize=(PAGE, 3.2))
     for name in names:
         mean = own[own["remedy"] == name].groupby("round")["uar"].mean()
@@ -60,7 +62,7 @@ def remedies(rounds: pd.DataFrame, *, condition: str = "original", caption: str 
     axes.set(xlabel="Round", ylabel=f"UAR [%], {CONDITIONS[condition].lower()}", ylim=(0, 100))
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, axes)
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -79,7 +81,7 @@ def input_shift(bands: pd.DataFrame, *, caption: str = "") -> Figure:
             axes.fill_between(own["band"], low, high, color=look["color"], alpha=0.1, linewidth=0)
     axes.set(xlabel="Mel band", ylabel="log-Mel (mean; area: deviation)")
     _legend(figure, axes)
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -96,7 +98,7 @@ def drift(rows: pd.DataFrame, *, caption: str = "") -> Figure:
     axes.axhline(0, color="0.5", linewidth=0.8)
     axes.set(xlabel="Length of the update [% of the weights' norm]", ylabel="Cosine to the mean")
     _legend(figure, axes)
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -117,7 +119,7 @@ def batch_norm_shift(rows: pd.DataFrame, *, caption: str = "") -> Figure:
         axes.set(title=title, xlabel="Layer", ylabel="Mean over channels", ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, panels[0])
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 @mpl.rc_context(STYLE)
@@ -148,7 +150,7 @@ def clients_by_class(clips: pd.DataFrame, *, caption: str = "") -> Figure:
     axes.set_xlabel("Client")
     axes.tick_params(length=0)
     figure.colorbar(image, ax=axes, label="Share of the client's clips [%]", pad=0.01)
-    return finished(figure, caption)
+    return with_caption(figure, caption)
 
 
 def _corpora(axes: plt.Axes, corpora: list[str]) -> None:
@@ -185,4 +187,4 @@ def against_alpha(rows: pd.DataFrame, *, caption: str = "") -> Figure:
     axes.set_xticks(own["alpha"], [f"{alpha:g}" for alpha in own["alpha"]])
     axes.minorticks_off()
     _legend(figure, axes)
-    return finished(figure, caption)
+    return with_caption(figure, caption)

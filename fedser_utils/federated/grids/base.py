@@ -41,11 +41,13 @@ class ClientGrid(Grid):
     def client_of(self, message: Message) -> str:
         return self.clients[message.metadata.dst_node_id - 1]
 
-    def own_arrays(self) -> dict[str, dict[str, Tensor]]:
+    def local_arrays(self) -> dict[str, dict[str, Tensor]]:
         """Each client's arrays of its own, by its name; none where the clients are elsewhere."""
         return {}
 
-    def answer(self, message: Message, reply: Message, like: Mapping[str, Tensor]) -> Message:
+    def checked_reply(
+        self, message: Message, reply: Message, like: Mapping[str, Tensor]
+    ) -> Message:
         """A client's reply to a train message, or an error in its place. like: the model sent."""
         if reply.has_error():
             return self.failure(message, reply.error.reason)

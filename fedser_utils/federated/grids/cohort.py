@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedser_utils.core.settings import Settings
-from fedser_utils.federated.client import own_arrays
+from fedser_utils.federated.client import local_arrays
 from fedser_utils.federated.client_app import as_record, client_app, reply_to
 from fedser_utils.federated.grids.base import ClientGrid, size
 from fedser_utils.federated.grids.cohort_trainer import Trainer
@@ -56,13 +56,13 @@ class CohortGrid(ClientGrid):
         these weights."""
         return as_record(self.trainer.statistics(nodes, dict(weights.to_torch_state_dict())))
 
-    def own_arrays(self) -> dict[str, Arrays]:
+    def local_arrays(self) -> dict[str, Arrays]:
         """Each client's arrays of its own, by its name."""
         if self.preaggregate:
-            found = self.trainer.own()
+            found = self.trainer.local_arrays()
         else:
             states = {n: c.state.get("optimiser") for n, c in self._contexts.items()}
-            found = {n: own_arrays(dict(r.to_torch_state_dict())) for n, r in states.items() if r}
+            found = {n: local_arrays(dict(r.to_torch_state_dict())) for n, r in states.items() if r}
         return {self.clients[node - 1]: arrays for node, arrays in found.items()}
 
     def client_states(self) -> dict[int, dict[str, np.ndarray]]:
@@ -95,7 +95,7 @@ class CohortGrid(ClientGrid):
         return [
             self.failure(message, reply)
             if isinstance(reply, str)
-            else self.answer(message, reply, like)
+            else self.checked_reply(message, reply, like)
             for message, reply in zip(messages, replies, strict=True)
         ]
 

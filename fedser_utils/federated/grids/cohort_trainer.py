@@ -14,21 +14,21 @@ from functools import partial
 import numpy as np
 import torch
 
+from fedser_utils import attacks
 from fedser_utils.core.settings import Settings
 from fedser_utils.federated.client import (
-    attack_of,
     client_clips,
-    device_of,
+    client_generator,
+    evaluation_target,
     fit,
     is_adversarial,
     is_fast,
-    kept,
+    learning_rate_in,
+    local_arrays,
     new_model,
-    own_arrays,
-    randomness,
-    rate_of,
+    resolve_device,
+    state_after,
     statistics,
-    target_of,
     uses_bf16,
 )
 from fedser_utils.federated.grids.reply_checks import (
@@ -91,8 +91,8 @@ class Trainer:
     ) -> None:
         self.settings, self.pool = settings, pool
         self.clients, self.examples = clients, examples
-        self.device = device_of(settings)
-        self.kept: dict[int, Arrays] = {}  # per node
+        self.device = resolve_device(settings)
+        self._client_states: dict[int, Arrays] = {}  # per node
         self._engine: Engine | None = None
 
     def round(
@@ -128,8 +128,8 @@ class Trainer:
             group = sound
             counts = [self.examples[node - 1] for node, _ in group]
             total.add([update for _, update in group], counts)
-        news = {node: kept(self.settings, update) for node, update in group}
-        self.kept |= {node: state for node, state in news.items() if state}
+        news = {node: state_after(self.settings, update) for node, update in group}
+        self._client_states |= {node: state for node, state in news.items() if state}
 
     def _plain(
         self, nodes: Sequence[int], weights: Arrays, number: int, proximal_mu: float
@@ -139,12 +139,12 @@ class Trainer:
             try:
                 clips = client_clips(self.settings, client, "train")
                 update = fit(
-                    self.settings, client, clips, weights, number, self.kept.get(node),
+                    self.settings, client, clips, weights, number, self._client_states.get(node),
                     proximal_mu=proximal_mu,
                 )  # fmt: skip
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
-            return _sound(update)
+            return _check_update(update)
 
         yield from zip(nodes, self.pool.map(run, nodes), strict=True)
 
@@ -162,20 +162,21 @@ class Trainer:
         engine = self._engine_for(weights, proximal_mu)
         if is_adversarial(self.settings, number):
             vgg.load_arrays(engine.anchor, weights)
-            jobs = self._attacked(jobs, target_of(self.settings, engine.anchor))
-        rate = rate_of(self.settings, number)
+            jobs = self._attacked(jobs, evaluation_target(self.settings, engine.anchor))
+        rate = learning_rate_in(self.settings, number)
         updates = engine.fit([*jobs.values()], weights, learning_rate=rate)
         for node, update in zip(jobs, updates, strict=True):
-            yield node, _sound(update)
+            yield node, _check_update(update)
 
     def _job(self, node: int, number: int) -> Job:
         settings, client = self.settings, self.clients[node - 1]
         x, y = client_clips(settings, client, "train")
-        plan = local_training.draw(
+        plan = local_training.make_schedule(
             len(y), epochs=settings.local_epochs, batch_size=settings.batch_size,
-            attack=is_adversarial(settings, number), generator=randomness(settings, client, number),
+            attack=is_adversarial(settings, number),
+            generator=client_generator(settings, client, number),
         )  # fmt: skip
-        return Job(x, y, plan, self.kept.get(node))
+        return Job(x, y, plan, self._client_states.get(node))
 
     def _attacked(self, jobs: Mapping[int, Job], aim: torch.nn.Module) -> dict[int, Job]:
         """The jobs with their attacked clips in place, from batches across all clients."""
@@ -184,7 +185,7 @@ class Trainer:
             (job.x[rows], job.y[rows]) for job, rows in zip(jobs.values(), chosen, strict=True)
         ]
         x, y = (torch.cat(column) for column in zip(*parts, strict=True))
-        attack = partial(attack_of(self.settings, self.settings.attack), aim)
+        attack = partial(attacks.make_attack(self.settings, self.settings.attack), aim)
         moved = in_batches(attack, x, y, pool=self.pool) if len(x) else x
         done = {}
         each = moved.split([len(rows) for rows in chosen])
@@ -216,21 +217,21 @@ class Trainer:
         """What each node keeps, on the host, for a checkpoint."""
         return {
             node: {name: value.cpu().numpy() for name, value in own.items()}
-            for node, own in self.kept.items()
+            for node, own in self._client_states.items()
         }
 
-    def own(self) -> dict[int, Arrays]:
+    def local_arrays(self) -> dict[int, Arrays]:
         """Each node's arrays of its own."""
-        found = {node: own_arrays(state) for node, state in self.kept.items()}
+        found = {node: local_arrays(state) for node, state in self._client_states.items()}
         return {node: arrays for node, arrays in found.items() if arrays}
 
     def restore(self, states: Mapping[int, Mapping[str, np.ndarray]]) -> None:
         """Put ``states`` back."""
         for node, arrays in states.items():
-            self.kept[node] = {k: torch.from_numpy(v) for k, v in arrays.items()}
+            self._client_states[node] = {k: torch.from_numpy(v) for k, v in arrays.items()}
 
 
-def _sound(update: Update) -> Update | str:
+def _check_update(update: Update) -> Update | str:
     """What a sum over clients may hide is looked at in each."""
     fault = fault_of_variances(update.weights)
     return f"refused: {fault}" if fault else update

@@ -25,7 +25,7 @@ from fedser_utils.core.settings import Settings
 from fedser_utils.federated.client import is_fast
 from fedser_utils.federated.deployment.processes import free_port
 from fedser_utils.federated.grids.cohort_trainer import Total, Trainer
-from fedser_utils.learning.gpu_engine import shared_out
+from fedser_utils.learning.gpu_engine import balance_loads
 from fedser_utils.learning.local_training import Arrays
 
 GRACE = 5.0  # seconds that a process has to end by itself
@@ -73,7 +73,7 @@ class Shards:
         pool: ThreadPoolExecutor,
         devices: Sequence[str],
     ) -> None:
-        homes = shared_out(examples, len(devices))
+        homes = balance_loads(examples, len(devices))
         self.home = {place + 1: rank for rank, places in enumerate(homes) for place in places}
         self.devices, port = devices, free_port()
         self.processes = [
@@ -105,7 +105,7 @@ class Shards:
         """As ``Trainer.statistics``, all on the first device."""
         return self.local.statistics(nodes, weights)
 
-    def own(self) -> dict[int, Arrays]:
+    def local_arrays(self) -> dict[int, Arrays]:
         """None: where clients have arrays of their own, they are trained on one device."""
         return {}
 

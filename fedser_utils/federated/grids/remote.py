@@ -74,7 +74,7 @@ class RemoteGrid(ClientGrid):
         if examples is not None:
             self.clients, self.examples = tuple(examples), tuple(examples.values())
         while True:
-            self.look()
+            self.admit_new_nodes()
             expected = len(self.clients) or next((j.places for j in self.joined.values()), None)
             waited = time.monotonic() - begin
             if expected and len(self.joined) == expected:
@@ -93,7 +93,7 @@ class RemoteGrid(ClientGrid):
             self.clients = tuple(client_name(joined.place) for joined in places)
             self.examples = tuple(joined.examples for joined in places)
 
-    def look(self) -> None:
+    def admit_new_nodes(self) -> None:
         """Let nodes that are new join."""
         online = set(self.grid.get_node_ids())
         nodes = {joined.node for joined in self.joined.values()}
@@ -133,14 +133,14 @@ class RemoteGrid(ClientGrid):
         """The clients' replies to train messages, looked at, errors in place of missing ones."""
         messages = [*messages]
         like = messages[0].content["arrays"].to_torch_state_dict() if messages else {}
-        return self.ask(messages, lambda message, reply: self.answer(message, reply, like))
+        return self.ask(messages, lambda message, reply: self.checked_reply(message, reply, like))
 
     def _fault(self, message: Message, reply: Message, like: Mapping[str, Tensor]) -> str | None:
         """As every grid's, after the weights have got their names back."""
         arrays = reply.content.get("arrays", {})
         if PACKED in arrays:
             vector = arrays.pop(PACKED)
-            named = vgg.unpacked(torch.from_numpy(vector.numpy()), like)
+            named = vgg.unpack(torch.from_numpy(vector.numpy()), like)
             arrays.update(as_record(named))
         return super()._fault(message, reply, like)
 
@@ -153,7 +153,7 @@ class RemoteGrid(ClientGrid):
             return []
         self.missing = {}
         messages = sorted(messages, key=lambda message: message.metadata.dst_node_id)
-        self.look()
+        self.admit_new_nodes()
         online = set(self.grid.get_node_ids())
         outgoing, content = {}, _packed(messages[0].content)  # the same for all
         for message in messages:
@@ -264,7 +264,7 @@ class RemoteGrid(ClientGrid):
 
 def _packed(content: RecordDict) -> RecordDict:
     """A message's content with its weights in one array."""
-    vector = vgg.packed(dict(content["arrays"].to_torch_state_dict()))
+    vector = vgg.pack(dict(content["arrays"].to_torch_state_dict()))
     return RecordDict({"arrays": as_record({PACKED: vector}), "config": content["config"]})
 
 

@@ -12,6 +12,7 @@ from functools import partial
 
 import pandas as pd
 
+from fedser_utils.core import devices
 from fedser_utils.core.settings import EMBEDDED, Settings, own_parameters
 from fedser_utils.workbook.study.study_plan import START, TRAINING, State
 
@@ -106,11 +107,11 @@ def _measured(settings: Settings) -> Speed:
     from fedser_utils.learning.gpu_engine import LANES, Engine, Job, Recipe
     from fedser_utils.robustness import evaluation
 
-    device = client.device_of(settings)
+    device = devices.resolve_device(settings)
     workers = torch.get_num_threads() if device == "cpu" else LANES
-    bf16 = client.uses_bf16(settings, device)
+    bf16 = devices.uses_bf16(settings, device)
     model = client.new_model(settings, CLASSES).to(device).eval()
-    aim, weights = client.target_of(settings, model), vgg.state_arrays(model)
+    aim, weights = client.evaluation_target(settings, model), vgg.state_arrays(model)
     count = workers * evaluation.BATCH[device]
     x = torch.randn(count, 1, *settings.front_end.shape).to(device)
     y = torch.randint(CLASSES, (count,)).to(device)
@@ -127,7 +128,9 @@ def _measured(settings: Settings) -> Speed:
 
     def in_lanes(side_by_side: int) -> None:
         draws = generator(settings.seed, "measure")
-        plan = local_training.draw(count, epochs=1, attack=False, generator=draws, **options)
+        plan = local_training.make_schedule(
+            count, epochs=1, attack=False, generator=draws, **options
+        )
         jobs = [Job(x, y, plan, None)] * side_by_side
         engine.fit(jobs, weights, learning_rate=settings.learning_rate)
 
@@ -146,8 +149,8 @@ def _measured(settings: Settings) -> Speed:
         return (time.perf_counter() - begin) / count
 
     def attacked(name: str) -> float:
-        steps = client.attack_of(settings, name).keywords.get("steps", 1)
-        return steps * seen(partial(client.attack_of(settings, name, steps=1), aim))
+        steps = attacks.make_attack(settings, name).keywords.get("steps", 1)
+        return steps * seen(partial(attacks.make_attack(settings, name, steps=1), aim))
 
     with worker_pool(device) as pool:
         trained(1), [attacked(name) for name in attacks.ATTACKS]  # to warm up

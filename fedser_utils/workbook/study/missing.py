@@ -13,8 +13,8 @@ import pandas as pd
 
 from fedser_utils.analysis.tables import MODELS
 from fedser_utils.core.errors import InputError
-from fedser_utils.core.settings import EMBEDDED, HOW, ROOT, SYNTHETIC, WHO, load_settings
-from fedser_utils.workbook.study.run_status import Seen
+from fedser_utils.core.settings import EMBEDDED, EXECUTION, IDENTITY, ROOT, SYNTHETIC, load_settings
+from fedser_utils.workbook.study.run_status import RunStatus
 
 WANTED = (*MODELS, "centralised")
 TABLES = "tables"
@@ -22,7 +22,7 @@ COLUMNS = ["study", "setting", "seed", "item", "state", "round", "rounds", "comm
 _BEST = ("done", "running", "stopped", "damaged")
 
 
-def needs(seen: Sequence[Seen], outputs: str | Path) -> pd.DataFrame:
+def missing_results(seen: Sequence[RunStatus], outputs: str | Path) -> pd.DataFrame:
     """A row for every model that the paper's tables need, for each study, setting and seed of which
     there is a run, and one for the study's tables.
 
@@ -43,7 +43,7 @@ def needs(seen: Sequence[Seen], outputs: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _models(group: Sequence[Seen], seed: int, outputs: str | Path) -> Iterable[dict[str, Any]]:
+def _models(group: Sequence[RunStatus], seed: int, outputs: str | Path) -> Iterable[dict[str, Any]]:
     """The rows of one setting and seed."""
     first = group[0]
     for model in WANTED:
@@ -67,7 +67,7 @@ def _models(group: Sequence[Seen], seed: int, outputs: str | Path) -> Iterable[d
 
 
 def _tables(
-    own: Sequence[Seen], rows: Sequence[Mapping[str, Any]], outputs: str | Path
+    own: Sequence[RunStatus], rows: Sequence[Mapping[str, Any]], outputs: str | Path
 ) -> dict[str, Any]:
     """State and command of a study's tables: done if they are younger than all its models."""
     study, settings = own[0].study, own[0].settings
@@ -138,7 +138,7 @@ def differences(settings: Mapping[str, Any]) -> dict[str, Any]:
         preset = load_settings(str(settings.get("preset")), log_mel=named).values()
     except InputError:
         return {}
-    skipped = {*HOW, *WHO, "preset", "corpus"}
+    skipped = {*EXECUTION, *IDENTITY, "preset", "corpus"}
     alone = settings.get("corpus") in EMBEDDED or named in (None, "speech")
     return ({} if alone else {"log_mel": named}) | {
         name: value

@@ -56,10 +56,10 @@ class Page(NamedTuple):
 def page(outputs: str | Path, *, now: float | None = None) -> Page:
     """The page's text and tables. now: seconds since 1970, the present if None."""
     now = time.time() if now is None else now
-    seen = run_status.look(outputs)
+    seen = run_status.find_run_statuses(outputs)
     if not seen:
         return Page(_nothing(outputs), "", "", "")
-    wanted = missing.needs(seen, outputs)
+    wanted = missing.missing_results(seen, outputs)
     table = run_status.table(seen)
     counts = table["state"].value_counts()
     parts = [f"{counts[state]} {_state(state)}" for state in SIGNS if state in counts]

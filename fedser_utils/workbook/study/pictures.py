@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fedser_utils.analysis.tables import ordered
+from fedser_utils.analysis.tables import paper_order
 from fedser_utils.core.errors import InputError
 from fedser_utils.workbook.study.run_status import folders
 
@@ -51,7 +51,7 @@ def find(outputs: str | Path) -> dict[str, list[Picture]]:
         for place, into in ((folder, studies), (folder / "figures", single)):
             paths = {path.stem: path for path in place.glob("*.png") if path.name[0] != "."}
             if paths:
-                own = [Picture(folder.name, paths[name]) for name in ordered(paths, NAMES)]
+                own = [Picture(folder.name, paths[name]) for name in paper_order(paths, NAMES)]
                 into[folder.name] = into.get(folder.name, []) + own
     return studies | {name: studies.get(name, []) + own for name, own in single.items()}
 

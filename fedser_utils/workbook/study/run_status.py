@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from safetensors import safe_open
 
-from fedser_utils.analysis.tables import MODEL_NAMES, ordered
+from fedser_utils.analysis.tables import MODEL_NAMES, paper_order
 from fedser_utils.core import runs
 from fedser_utils.core.errors import InputError
 from fedser_utils.core.runs import Run
@@ -29,7 +29,7 @@ RUN_NAME = re.compile(r".+-s\d+-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
-class Seen:
+class RunStatus:
     """One run folder. round: the last evaluated of ``rounds``; uar: in percent, of original clips;
     attacked: under the model's own attack, or, where it was trained without, the lowest over all;
     attack: which that was; written: when a file was last written, seconds since 1970; writer: who
@@ -52,21 +52,21 @@ class Seen:
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-COLUMNS = [name for name in Seen.__dataclass_fields__ if name != "settings"]
+COLUMNS = [name for name in RunStatus.__dataclass_fields__ if name != "settings"]
 
 
-def look(outputs: str | Path) -> list[Seen]:
+def find_run_statuses(outputs: str | Path) -> list[RunStatus]:
     """Every run folder in ``outputs``, of all studies: by study, setting, model and seed, and last
     those that do not say it. Empty where there is none, or no such folder."""
-    found = [look_at(folder) for folder in folders(outputs) if is_run(folder)]
-    models = ordered((each.model for each in found), MODEL_NAMES)
+    found = [read_status(folder) for folder in folders(outputs) if is_run(folder)]
+    models = paper_order((each.model for each in found), MODEL_NAMES)
     return sorted(
         found,
         key=lambda s: (not s.study, s.study, s.setting, models.index(s.model), s.seed or 0, s.run),
     )
 
 
-def table(seen: Sequence[Seen]) -> pd.DataFrame:
+def table(seen: Sequence[RunStatus]) -> pd.DataFrame:
     """The runs as rows; columns: ``COLUMNS``."""
     return pd.DataFrame([asdict(each) for each in seen], columns=COLUMNS)
 
@@ -86,7 +86,7 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in RUN_FILES)
 
 
-def look_at(folder: Path) -> Seen:
+def read_status(folder: Path) -> RunStatus:
     """One run folder, whatever it holds."""
     facts: dict[str, Any] = {"run": folder.name, "written": written(folder)}
     try:
@@ -97,7 +97,7 @@ def look_at(folder: Path) -> Seen:
         facts |= progress | state | {"note": "; ".join(notes)}
     except Exception as error:  # a foreign folder may hold anything; the page goes on without it
         facts |= {"state": "damaged", "note": _reason(error)}
-    return Seen(**facts)
+    return RunStatus(**facts)
 
 
 def _who(run: Run) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _state(run: Run) -> dict[str, Any]:
         except Exception as error:  # safetensors has an exception of its own
             note = f"model.safetensors: {_reason(error)}; without it the run goes on"
             return {"state": "damaged", "note": note}
-    holder = runs.writer(run.folder)
+    holder = runs.lock_holder(run.folder)
     if holder:
         return {"state": "running", "writer": holder}
     saved = [path.name[6:] for path in (run.folder / "checkpoint").glob("round-*")]

@@ -119,7 +119,7 @@ def _training(step: Step, settings: Settings, made: Sequence[Run]) -> State:
 def _is_of(run: Run, own: Settings) -> bool:
     """Whether a run is of exactly these settings and of the corpus in this place."""
     values, model = run.config["settings"], run.config["model"]
-    digest = runs.setting_digest(own.values(), run.config["fingerprint"])
+    digest = runs.settings_digest(own.values(), run.config["fingerprint"])
     same = (digest, own.model, own.seed, own.corpus)
     return same == (run.config["setting"], model, values["seed"], values["corpus"])
 
