@@ -12,7 +12,6 @@ from functools import partial
 
 import pandas as pd
 
-from fedser_utils.core import devices
 from fedser_utils.core.settings import EMBEDDED, Settings, own_parameters
 from fedser_utils.workbook.study.study_plan import START, TRAINING, State
 
@@ -100,6 +99,7 @@ def _measured(settings: Settings) -> Speed:
     import torch  # here, so that the plan of a finished study appears at once
 
     from fedser_utils import attacks
+    from fedser_utils.core import devices
     from fedser_utils.core.devices import worker_pool
     from fedser_utils.core.seeding import generator
     from fedser_utils.federated import client
