@@ -16,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 STUDY = $(BIN)/python -m fedser_utils.workbook.study.run_study --corpus "$(CORPUS)" --outputs "$(OUTPUTS)"
 
 .PHONY: help install demo study paper adaptive heterogeneity test test-all \
-	test-notebooks test-runtimes test-benchmarks test-rest test-browser lab dashboard film lint clean
+	test-notebooks test-runtimes test-benchmarks test-rest test-browser lab dashboard pictures docs lint clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -67,16 +67,22 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 	cd notebooks && PATH="$(BIN):$$PATH" jupyter lab
 
 dashboard: $(STAMP)  ## one page over all runs, on this machine alone: make dashboard PORT=8866
-	cd deploy/voila && PATH="$(BIN):$$PATH" JUPYTER_PATH="$(CURDIR)/deploy/voila" \
-	FEDSER_OUTPUTS="$(OUTPUTS)" voila "$(CURDIR)/notebooks/08_dashboard.ipynb" --token --port "$(PORT)"
+	outputs="$$(realpath -m "$(OUTPUTS)")" && cd deploy/voila && \
+	PATH="$(BIN):$$PATH" JUPYTER_PATH="$(CURDIR)/deploy/voila" FEDSER_OUTPUTS="$$outputs" \
+	voila "$(CURDIR)/notebooks/08_dashboard.ipynb" --token --port "$(PORT)"
 
 test-browser: $(STAMP)  ## install Chromium where there is none (Debian, Ubuntu), then test in it
 	command -v chromium chromium-browser > /dev/null || (apt-get update && apt-get install -y chromium) \
 	|| echo "no Chromium, and it cannot be installed here: these tests are skipped"
 	$(PYTEST) -m long tests/browser
 
-film: $(STAMP)  ## the README's pictures of widgets, from the study of make demo (needs Chromium)
-	FEDSER_FILM="$(OUTPUTS)" $(PYTEST) -m long tests/browser -k "not monitor"
+pictures: $(STAMP)  ## draw the pictures of README and docs/ from what is in OUTPUTS (widgets: Chromium)
+	$(BIN)/python docs/pictures.py "$(OUTPUTS)"
+
+docs: $(STAMP)  ## write the generated pages of docs/: settings, performance
+	$(BIN)/python -m fedser_utils.core.presets > docs/settings.md.new
+	mv docs/settings.md.new docs/settings.md
+	$(BIN)/python benchmarks/report.py
 
 lint: $(STAMP)  ## check the style of the package, the tests and the notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -4,7 +4,7 @@
     python benchmarks/adaptive.py [--quick] [--outputs outputs] [--clips 14]
 
 Attacks the nature model of a study that `make demo` has trained, on the same clips; --quick trains
-a tiny one. UAR is the mean over 20 draws of the judge's own.
+a tiny one. UAR is the mean over 20 draws that the attacker does not know.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import time
 
 from report import figure, options, save
 
-from fedser_utils import attacks
-from fedser_utils.core import devices, runs
+from fedser_utils import attacks, robustness
+from fedser_utils.core.devices import worker_pool
 from fedser_utils.core.errors import refusals
-from fedser_utils.core.settings import ROOT, load_settings
-from fedser_utils.data import federation
+from fedser_utils.core.presets import load_settings
+from fedser_utils.core.settings import ROOT, Settings
 from fedser_utils.federated import server_app
-from fedser_utils.robustness import defended_model
-from fedser_utils.robustness.checklist import mean_uar
-from fedser_utils.robustness.defended_model import Attempt, eot_pgd
+from fedser_utils.robustness.defended_model import Attempt, defend, eot_pgd, stratified_sample
+from fedser_utils.robustness.evidence import mean_uar
 
 
 def plain_pgd(*, steps: int, eot: int) -> Attempt:
@@ -56,36 +55,33 @@ def main() -> None:
     if given.quick:
         with tempfile.TemporaryDirectory() as folder:
             settings = load_settings("smoke", outputs=folder, device=given.device)
-            measure(server_app.train(settings), devices.resolve_device(settings), given)
+            server_app.train(settings)
+            measure(settings, given)
         return
-    settings = load_settings("demo", outputs=given.outputs, device=given.device)
-    with refusals():
-        run = runs.find_run(settings)
-    measure(run, devices.resolve_device(settings), given)
+    measure(load_settings("demo", outputs=given.outputs, device=given.device), given)
 
 
-def measure(run: runs.Run, device: str, given: argparse.Namespace) -> None:
-    """Attack a run's model in every way, and write the result."""
+def measure(settings: Settings, given: argparse.Namespace) -> None:
+    """Attack the settings' model in every way, and write the result."""
     with refusals():
-        data = federation.federation_of(run)
-    chosen = defended_model.stratified_sample(data.table("test"), given.clips, seed=0)
+        loaded = robustness.load_model(settings)
+    clips = stratified_sample(loaded.test, given.clips, seed=0)
     rows, figures = [], []
-    with devices.worker_pool(device) as pool:
-        bf16 = devices.uses_bf16(run.settings, device)
-        on = {"draws": 20, "device": device, "bf16": bf16, "pool": pool}
-        tried = defended_model.load_defended_model(run, data, chosen, **on)
+    with worker_pool(loaded.device) as pool:
+        defended = defend(loaded, clips, draws=20, pool=pool)
         for name, gradients, attempt in CASES[:2] if given.quick else CASES:
             begin = time.perf_counter()
-            moved = tried.attack(attempt, name, gradients, epsilon=run.settings.epsilon)
+            x_adv = defended.attack(attempt, name, gradients, epsilon=loaded.settings.epsilon)
             seconds = time.perf_counter() - begin
-            left = mean_uar(tried.judge(moved, test="benchmark", attack=name))
+            left = mean_uar(defended.judge(x_adv, test="benchmark", attack=name))
             row = {"attack": name, "gradients": gradients, "left_percent": left}
             rows.append(row | {"attack_s": seconds})
-            what = f"UAR left by PGD, {name}, {gradients} gradients (n = {len(chosen)})"
+            label = f"UAR left by PGD, {name}, {gradients} gradients (n = {len(clips)})"
             key = f"left_{name}_{gradients}_percent".replace(", k = ", "_")
-            figures.append(figure(key, left, what))
+            figures.append(figure(key, left, label))
     claim = __doc__.split("\n\n")[0]
-    save("adaptive", device, claim, rows, figures, given=given, run=run.id, n=len(chosen))
+    facts = {"given": given, "run": loaded.run.id, "n": len(clips)}
+    save("adaptive", loaded.device, claim, rows, figures, **facts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the machine can do at best, and what a VGG-15 asks of it: the measure of every speed."""
+"""The machine's peak throughput and a VGG-15's operations, to which benchmarks relate speeds."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fedser_utils.core.front_end import SPEECH
 
 
 def clock(device: str) -> float:
-    """Seconds, when all that was asked of the device is done."""
+    """Return the time in seconds, once all work on the device is done."""
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """TFLOP/s of a large matrix product (bf16 on a GPU, fp32 on a CPU), and TB/s, read and
+    """Return TFLOP/s of a large matrix product (bf16 on a GPU, fp32 on a CPU), and TB/s, read and
     written, of a large copy; each the best of four."""
     cpu = device == "cpu"
     n = 2048 if cpu else 8192
@@ -30,10 +30,10 @@ def ceilings(device: str) -> dict[str, float]:
     def best(run) -> float:
         seconds = []
         for _ in range(4):
-            begin = clock(device)
+            start = clock(device)
             for _ in range(4):
                 run()
-            seconds.append((clock(device) - begin) / 4)
+            seconds.append((clock(device) - start) / 4)
         return min(seconds)
 
     product, copy = best(lambda: a @ a), best(lambda: target.copy_(source))
@@ -44,8 +44,8 @@ def ceilings(device: str) -> dict[str, float]:
 
 
 def forward_flop(model: nn.Module, shape: tuple[int, int] = SPEECH.shape) -> float:
-    """Operations of the forward pass of one clip, (frames, mels); a training step has three times
-    as many, a gradient with respect to the clip twice."""
+    """Return the operations of a forward pass on one clip of shape (frames, mels); a training step
+    has three times as many, a gradient with respect to the clip twice."""
     x = torch.zeros(1, 1, *shape, device=next(model.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from report import figure, options, save
 
-from fedser_utils.core.settings import load_settings
+from fedser_utils.core.presets import load_settings
 from fedser_utils.data import corpora, federation, log_mel, synthetic_speech
 
 
 def timed(function, *arguments, **options):
-    """(result, seconds)."""
+    """Return the function's result and its seconds."""
     start = time.perf_counter()
     return function(*arguments, **options), time.perf_counter() - start
 

@@ -3,10 +3,10 @@ full model, and under 3 GB; Flower's simulation on Ray takes tens of times as lo
 
     python benchmarks/federation.py [--quick] [--clients 68] [--width 1] [--rounds 4]
 
-In the place of its training a client waits for 20 ms, as if an accelerator trained it, and sends
-back what it got. What a round takes beyond the waiting (shared by as many workers as there are
-cores) is federation's: the weights are moved, looked at and averaged. Each way runs in a process
-of its own, one after the other; seconds are the median of the rounds after the first; memory is
+Instead of training a client waits for 20 ms, as if an accelerator trained it, and sends back the
+weights it received. What a round takes beyond the waiting (shared by as many workers as there are
+cores) is the cost of federation: weights are sent, checked and averaged. Each way runs in a new
+process, one after the other; seconds are the median of the rounds after the first; memory is
 how far the machine's available memory fell.
 """
 
@@ -31,14 +31,14 @@ WAYS = ("cohort, one mean", "cohort, all replies", "Ray")
 
 
 def in_this_process(way: str, clients: int, width: float, rounds: int, device: str) -> list[float]:
-    """Seconds of each round over the cohort grid."""
+    """Return the seconds of each round over the cohort grid."""
     import torch
     from flwr.app import ConfigRecord
 
-    from fedser_utils.core import devices
-    from fedser_utils.core.settings import load_settings
-    from fedser_utils.federated import client as ours
+    from fedser_utils.core.devices import resolve_device, worker_pool
+    from fedser_utils.core.presets import load_settings
     from fedser_utils.federated import client_app, strategies
+    from fedser_utils.federated.client import new_model
     from fedser_utils.federated.grids import cohort, cohort_trainer
     from fedser_utils.learning import vgg
     from fedser_utils.learning.local_training import Update
@@ -47,7 +47,7 @@ def in_this_process(way: str, clients: int, width: float, rounds: int, device: s
         "paper", width=width, client_state="reset", device=device, engine="plain"
     )
     names = [f"{i:02d}" for i in range(clients)]
-    nothing = (torch.zeros(1, 1), torch.zeros(1))
+    one_clip = (torch.zeros(1, 1), torch.zeros(1))
 
     def fit(settings, client, clips, weights, *others, **more):
         time.sleep(TRAINING)
@@ -55,25 +55,26 @@ def in_this_process(way: str, clients: int, width: float, rounds: int, device: s
 
     for module in (cohort_trainer, client_app):
         module.fit = fit
-        module.client_clips = lambda *who: nothing
+        module.client_clips = lambda *who: one_clip
     client_app.load_federation = lambda settings: SimpleNamespace(clients=names)
-    made = strategies.make_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
-    record = client_app.as_record(vgg.state_arrays(ours.new_model(settings, 7)))
+    strategy = strategies.make_strategy(
+        "FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=()
+    )
+    record = client_app.as_record(vgg.state_arrays(new_model(settings, 7)))
     seconds = []
-    with devices.worker_pool(ours.resolve_device(settings)) as pool:
-        grid = cohort.CohortGrid(
-            settings, names, [1] * clients, pool=pool, preaggregate=way == WAYS[0]
-        )
+    with worker_pool(resolve_device(settings)) as pool:
+        trainer = cohort_trainer.Trainer(settings, names, [1] * clients, pool=pool)
+        grid = cohort.CohortGrid(trainer, preaggregate=way == WAYS[0])
         for number in range(1, rounds + 1):
             begin = time.perf_counter()
-            messages = made.configure_train(number, record, ConfigRecord(), grid)
-            record, _ = made.aggregate_train(number, grid.send_and_receive(messages))
+            messages = strategy.configure_train(number, record, ConfigRecord(), grid)
+            record, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
             seconds.append(time.perf_counter() - begin)
     return seconds
 
 
 def on_ray(clients: int, width: float, rounds: int) -> list[float]:
-    """Seconds of each round of Flower's FedAvg in its simulation."""
+    """Return the seconds of each round of Flower's FedAvg in its simulation."""
     from fedser_utils.federated.deployment.flower_cli import Connection
     from fedser_utils.federated.deployment.processes import (
         Services,
@@ -86,11 +87,10 @@ def on_ray(clients: int, width: float, rounds: int) -> list[float]:
         services.start("superlink", simulation_command(port))
         services.wait_for_port("superlink", port)
         connection = Connection(f"127.0.0.1:{port}", None, Path(folder) / "home")
-        told = {"rounds": rounds, "width": width, "clients": clients, "result": str(result)}
-        told |= {"training": TRAINING}
+        config = {"rounds": rounds, "width": width, "clients": clients, "result": str(result)}
         number = connection.submit(
             Path(__file__).parent / "echo",
-            run_config=told,
+            run_config=config | {"training": TRAINING},
             federation_config={"num-supernodes": clients, "client-resources-num-cpus": 1},
         )
         state, details = connection.wait(number, timeout=1800)
@@ -101,7 +101,7 @@ def on_ray(clients: int, width: float, rounds: int) -> list[float]:
 
 
 class Memory(threading.Thread):
-    """How far the machine's available memory falls, in GB."""
+    """Measures how far the machine's available memory falls, in GB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -155,7 +155,7 @@ def main() -> None:
         what += f", {size[0]} clients, a round beyond training"
         figures.append(figure(f"federation_{key}_s", spent, what))
     from fedser_utils.core.devices import resolve_device
-    from fedser_utils.core.settings import load_settings
+    from fedser_utils.core.presets import load_settings
 
     device = resolve_device(load_settings("paper", device=given.device))
     facts = dict(zip(("clients", "width", "rounds"), size, strict=True))

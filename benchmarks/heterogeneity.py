@@ -1,12 +1,12 @@
-"""Claim: what each remedy for clients that are not alike gains, when, at what cost and under attack
-can be recomputed from the folders that runs leave behind.
+"""Claim: what each intervention for heterogeneous clients gains, when, at what cost and under
+attack can be recomputed from the folders that runs leave behind.
 
     python benchmarks/heterogeneity.py [--quick] [--study demo-emovo+ravdess] [--outputs outputs]
 
-Reads the complete runs of a study, tells from their settings which remedy each is (relative to the
-settings most of the others are one remedy away from), and compares those of the same seed. Nothing
-is trained, unless --quick asks for two tiny runs; device, versions and commit are those of the
-runs.
+Reads the complete runs of a study, recognises each run's intervention by its settings (relative to
+the settings that are one intervention away from most others), and compares those of the same seed.
+Nothing is trained, unless --quick trains two tiny runs; device, versions and commit are those of
+the runs.
 """
 
 from __future__ import annotations
@@ -17,24 +17,28 @@ from collections import defaultdict
 
 from report import figure, options, save
 
-from fedser_utils.analysis.heterogeneity import interventions, lessons
-from fedser_utils.analysis.heterogeneity.outcomes import outcomes as outcomes_of
-from fedser_utils.analysis.heterogeneity.outcomes import table as table_of
+from fedser_utils.analysis.heterogeneity import (
+    conclude,
+    intervention_table,
+    interventions,
+    measure_outcomes,
+)
 from fedser_utils.core import runs
 from fedser_utils.core.errors import refusals
-from fedser_utils.core.settings import ROOT, load_settings
+from fedser_utils.core.presets import load_settings
+from fedser_utils.core.settings import ROOT
 from fedser_utils.federated import server_app
 
 
-def by_remedy(found: list[runs.Run]) -> dict[str, list[runs.Run]]:
-    """Runs by remedy, those as given first; those that are no remedy are named and left out."""
-    settings = [run.settings for run in found]
+def by_intervention(every: list[runs.Run]) -> dict[str, list[runs.Run]]:
+    """Return runs by intervention, those as given first; others are named and left out."""
+    settings = [run.settings for run in every]
     baseline, groups = interventions.find_baseline(settings), defaultdict(list)
-    for run, own in zip(found, settings, strict=True):
-        name = interventions.recognise(baseline, own)
+    for run, of_run in zip(every, settings, strict=True):
+        name = interventions.recognise(baseline, of_run)
         if name is None:
-            changed = interventions.describe(interventions.differences(baseline, own))
-            print(f"left out, no remedy: {run.id} ({changed})")
+            changed = interventions.describe(interventions.differences(baseline, of_run))
+            print(f"left out, no intervention: {run.id} ({changed})")
             continue
         groups[name].append(run)
     return {name: groups[name] for name in interventions.INTERVENTIONS if groups[name]}
@@ -53,26 +57,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as given.outputs:
         as_given = load_settings("smoke", outputs=given.outputs, device=given.device)
         given.study, given.attack = as_given.study, "none"
-        for remedy in (interventions.BASELINE, "group norm"):
-            server_app.train(interventions.apply(as_given, remedy))
+        for name in (interventions.BASELINE, "group norm"):
+            server_app.train(interventions.apply(as_given, name))
         compare(given)
 
 
 def compare(given: argparse.Namespace) -> None:
     """Compare a study's runs, and write the result."""
     model = "nature" if given.attack == "none" else given.attack
-    found = runs.find_runs(given.outputs, given.study)
-    found = [run for run in found if run.complete and run.config["model"] == model]
-    if not found:
+    every = runs.find_runs(given.outputs, given.study)
+    every = [run for run in every if run.complete and run.config["model"] == model]
+    if not every:
         raise SystemExit(
             f"study {given.study!r} has no complete run of model {model!r} in {given.outputs!r}"
         )
     with refusals():
-        groups = by_remedy(found)
-        outcomes = outcomes_of(groups)
-    table = table_of(groups, outcomes, targets=given.targets)
-    print("\n".join(lessons.lessons(table, outcomes)))
-    used = [run for made in groups.values() for run in made]
+        groups = by_intervention(every)
+        outcomes = measure_outcomes(groups)
+    table = intervention_table(groups, outcomes, targets=given.targets)
+    lines = conclude(table, outcomes)
+    print("\n".join(lines))
+    used = [run for group in groups.values() for run in group]
     facts = {
         "study": given.study, "model": model, "runs": [run.id for run in used],
         "seeds": sorted({run.settings.seed for run in used}), "n": int(table["n"].min()),
@@ -80,12 +85,12 @@ def compare(given: argparse.Namespace) -> None:
             "commits": sorted({run.config["commit"] for run in used}),
             "versions": used[0].config["versions"],
         },
-        "lessons": lessons.lessons(table, outcomes),
+        "conclusions": lines,
     }  # fmt: skip
     figures = [
         figure(
-            f"{row.remedy.replace(' ', '_')}_uar_points", float(row.gain),
-            f"{row.remedy}, UAR beside training as given, 95 % [{row.gain_low:.1f}, "
+            f"{row.intervention.replace(' ', '_')}_uar_points", float(row.gain),
+            f"{row.intervention}, UAR beside training as given, 95 % [{row.gain_low:.1f}, "
             f"{row.gain_high:.1f}] ({given.study}, n = {row.n}, {row.seeds} seeds)",
         )
         for row in table[table["gain"].notna()].itertuples()

@@ -3,9 +3,9 @@ and its memory hardly at all, but for the clients' optimiser states where these 
 
     python benchmarks/scale.py [--quick] [--clients 10 68 200 1000] [--width 0.0625] [--clips 4]
 
-A round is real training: every client trains a small VGG-15 on its own few random clips. Each
-number of clients runs in a process of its own; seconds are of the second round; memory is the
-process's peak beyond what it held before the first.
+A round is real training: every client trains a small VGG-15 on a few random clips. Each number of
+clients runs in a new process; seconds are of the second round; memory is the process's peak beyond
+its peak before the first.
 """
 
 from __future__ import annotations
@@ -20,41 +20,45 @@ from report import figure, options, save
 
 
 def two_rounds(clients: int, width: float, clips: int, state: str, device: str) -> dict:
-    """Seconds of the second round, MB of peak memory."""
+    """Return the seconds of the second round, and the MB of peak memory."""
     import torch
     from flwr.app import ConfigRecord
 
-    from fedser_utils.core import devices
-    from fedser_utils.core.settings import load_settings
-    from fedser_utils.federated import client as ours
+    from fedser_utils.core.devices import resolve_device, worker_pool
+    from fedser_utils.core.presets import load_settings
     from fedser_utils.federated import client_app, strategies
+    from fedser_utils.federated.client import new_model
     from fedser_utils.federated.grids import cohort, cohort_trainer
     from fedser_utils.learning import vgg
 
     settings = load_settings("paper", width=width, client_state=state, device=device)
-    where = ours.resolve_device(settings)
+    where = resolve_device(settings)
     names = [f"{i:04d}" for i in range(clients)]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(clips, 1, *settings.front_end.shape, generator=generator).to(where)
     y = torch.randint(7, (clips,), generator=generator).to(where)
     cohort_trainer.client_clips = lambda *who: (x, y)
-    made = strategies.make_strategy("FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=())
-    record = client_app.as_record(vgg.state_arrays(ours.new_model(settings, 7)))
-    with devices.worker_pool(where) as pool:
-        warm = cohort.CohortGrid(settings, names[:4], [clips] * 4, pool=pool, preaggregate=True)
-        warm.send_and_receive(made.configure_train(1, record, ConfigRecord(), warm))
+    strategy = strategies.make_strategy(
+        "FedAvg", first_round=0, seed=0, min_replies=1.0, buffers=()
+    )
+    record = client_app.as_record(vgg.state_arrays(new_model(settings, 7)))
+    with worker_pool(where) as pool:
+        trainer = cohort_trainer.Trainer(settings, names[:4], [clips] * 4, pool=pool)
+        warm = cohort.CohortGrid(trainer, preaggregate=True)
+        warm.send_and_receive(strategy.configure_train(1, record, ConfigRecord(), warm))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        grid = cohort.CohortGrid(settings, names, [clips] * clients, pool=pool, preaggregate=True)
+        trainer = cohort_trainer.Trainer(settings, names, [clips] * clients, pool=pool)
+        grid = cohort.CohortGrid(trainer, preaggregate=True)
         for number in (1, 2):
             begin = time.perf_counter()
-            messages = made.configure_train(number, record, ConfigRecord(), grid)
-            record, _ = made.aggregate_train(number, grid.send_and_receive(messages))
+            messages = strategy.configure_train(number, record, ConfigRecord(), grid)
+            record, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
             seconds = time.perf_counter() - begin
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"round_s": seconds, "memory_mb": (after - before) / 1024}
+    row = {"round_s": seconds, "memory_mb": (after - before) / 1024}
     if where != "cpu":
-        found["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-    return found
+        row["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    return row
 
 
 def main() -> None:
@@ -83,10 +87,10 @@ def main() -> None:
                 figures.append(
                     figure(f"round_of_{clients}_mb", row["memory_mb"], f"{what}, memory")
                 )
-    from fedser_utils.core.settings import load_settings
-    from fedser_utils.federated import client as ours
+    from fedser_utils.core.devices import resolve_device
+    from fedser_utils.core.presets import load_settings
 
-    device = ours.resolve_device(load_settings("paper", device=given.device))
+    device = resolve_device(load_settings("paper", device=given.device))
     facts = {"width": given.width, "clips": given.clips}
     claim = __doc__.split("\n\n")[0]
     save("scale", device, claim, rows, figures, given=given, **facts)

@@ -1,13 +1,29 @@
 # %% [markdown]
 # # 03 Attacks: what do they do to a clip, and to a model?
 #
-# FGSM, PGD and DeepFool against one model of a study: a clip before and after (the paper's
-# Fig. 2), to be seen and heard; how the recognition falls with epsilon and with steps; whose
-# adversarial clips fool whom; the worst case per clip over all attacks.
+# **Question.** How small a change of a clip makes the model fail, and can it be seen or heard?
+# Have the attacks converged, and do clips that fool one model of the study fool the others?
 #
-# **Threat model.** The attacker wants any wrong class, knows the model (white box), and may
-# change each pixel of the standardised log-Mel image by epsilon, or the sound itself by a
-# perturbation of a given signal-to-noise ratio. It does not know of the randomisation.
+# **Method.** The attacker wants any wrong class and knows the model $f$ (white box), but not the
+# randomisation. With a clip $x$ (standardised log-Mel), its label $y$, the loss $L$, the budget
+# $\epsilon$ and PGD's step size $\alpha$:
+#
+# $$\text{FGSM (Eq. 1):}\quad x_{adv} = x + \epsilon\,\mathrm{sign}\big(\nabla_x L(f(x), y)\big)$$
+#
+# $$\text{PGD (Eq. 2):}\quad x_{t+1} = \Pi_{\|x' - x\|_\infty \le \epsilon}\Big(x_t +
+# \alpha\,\mathrm{sign}\big(\nabla_x L(f(x_t), y)\big)\Big)$$
+#
+# DeepFool (Eq. 3) has no budget $\epsilon$: it steps to the nearest linearised boundary between
+# the predicted class $c$ and another class $k$, and in the end passes it by the factor
+# $1 + \zeta$. With $g_k = \nabla_x f_k - \nabla_x f_c$:
+#
+# $$\delta_t = \frac{|f_k(x_t) - f_c(x_t)|}{\|g_k\|_2^2}\,g_k
+# \quad\text{for the}\quad k = \arg\min_{j \ne c}
+# \frac{|f_j(x_t) - f_c(x_t)|}{\|g_j\|_2},\qquad x_{adv} = x + (1 + \zeta)\sum_t \delta_t$$
+#
+# The attack on the sound itself is PGD in L2 on the waveform $s$, with a budget in dB:
+#
+# $$\mathrm{SNR} = 10 \log_{10} \frac{\|s\|_2^2}{\|s_{adv} - s\|_2^2}$$
 
 # %% tags=["parameters"]
 # Parameters: None means "as the preset says"
@@ -16,68 +32,46 @@ corpus: str = None  # as given to 02
 attack: str = None  # the attacked model, by what it was trained with: none, fgsm, pgd, deepfool
 seed: int = None  # of the attacked model's run
 full: bool = None  # False: the clip, the sizes and the curve over epsilon alone
-epsilons: list = [0.005, 0.01, 0.02, 0.05, 0.1, 0.5]  # standardised log-Mel units
-iterations: list = [1, 2, 5, 10]  # steps of PGD and of DeepFool
-step_sizes: list = [0.005, 0.01, 0.025]  # PGD's, with 10 steps
+epsilons: list[float] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.5]  # standardised log-Mel units
+iterations: list[int] = [1, 2, 5, 10]  # steps of PGD and of DeepFool
+step_sizes: list[float] = [0.005, 0.01, 0.025]  # PGD's, with 10 steps
 restarts: int = 5  # PGD's random ones
 snr_db: float = 30.0  # signal-to-noise ratio of the attack on the sound
 device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
-from fedser_utils.core import devices
-from fedser_utils.core.errors import refusals
-from fedser_utils.core.settings import notebook_settings, own_parameters
-
-OWN = {"full": bool, "epsilons": [float], "iterations": [int], "step_sizes": [float]}
-OWN |= {"restarts": int, "snr_db": float}
-settings = notebook_settings(globals(), own=OWN)
-own = own_parameters(globals(), OWN, settings)
-
-from functools import partial
-
-import pandas as pd
 from IPython.display import display
 
-from fedser_utils import attacks
-from fedser_utils.analysis import figures, metrics
-from fedser_utils.core import runs as stored
-from fedser_utils.core.seeding import generator
-from fedser_utils.data.federation import federation_of
-from fedser_utils.learning import vgg
-from fedser_utils.robustness import evaluation
-from fedser_utils.workbook import perturbation_explorer
-from fedser_utils.workbook.training_monitor import players
+from fedser_utils import attacks, core, robustness
+from fedser_utils.analysis import figures
+from fedser_utils.core.runs import save_arrays, write_table
+from fedser_utils.robustness import attack_study
+from fedser_utils.workbook import clip_media, perturbation_explorer
 
-with refusals():
-    run = stored.find_run(settings)
-    data, device = federation_of(run), devices.resolve_device(settings)
-    model = vgg.load(run).to(device)
-test, bf16 = data.table("test"), devices.uses_bf16(run.settings, device)
-(x, y), aim = data.tensors(test, device=device), vgg.attack_target(model, bf16=bf16)
-under = partial(evaluation.under_attacks, model, x, y, bf16=bf16)
-at, origin = partial(attacks.make_attack, run.settings), stored.origin([run])
-front = run.settings.front_end
-on = {"run": run.id} | devices.hardware(device, bf16=bf16)
-caption = ", ".join([f"n = {len(test)} test clips, {run.settings.rounds} rounds", *on.values()])
-caption
+settings, page = core.notebook_settings(globals())
+loaded = robustness.load_model(settings)
+runs, folder, origin = attack_study.comparable_runs(loaded), settings.folder, loaded.origin
+loaded.caption
 
 # %% [markdown]
 # ## One clip, three attacks (Fig. 2)
 #
-# The clip is the first of the test clips that the model recognises.
+# The first of the test clips that the model recognises, at the strength that the run trained and
+# was tested with.
 
 # %%
-first = int((attacks.predictions(model, x) == y).int().argmax())
-clip, truth, name_of_clip = x[first : first + 1], y[first : first + 1], test["clip"].iloc[first]
-seen = {"original": clip} | {name: at(name)(aim, clip, truth) for name in attacks.ATTACKS}
-arrays = {name: value[0, 0].cpu().numpy() for name, value in seen.items()}
-for name in ("fgsm", "pgd"):
-    assert abs(arrays[name] - arrays["original"]).max() <= run.settings.epsilon + 1e-6
-said = {name: data.classes[int(attacks.predictions(model, v))] for name, v in seen.items()}
-stored.save_arrays(settings.folder / "examples.safetensors", arrays, clip=name_of_clip)
-picture = figures.examples(arrays, front=front, caption=f"{run.id}, {name_of_clip}: {said}")
-figures.save(picture, settings.folder, "fig2", origin=origin)
+clip = attack_study.attack_one_clip(loaded)
+save_arrays(folder / "examples.safetensors", clip.arrays, clip=clip.name)
+front = loaded.settings.front_end
+picture = figures.examples(clip.arrays, front=front, caption=f"{clip.caption} Run {loaded.run.id}.")
+figures.save(picture, folder, "fig2", origin=origin)
+
+# %% [markdown]
+# **Read it so.** The perturbations are drawn 100 times larger than they are; beside the original
+# nothing is to be seen. FGSM's and PGD's are nowhere larger than epsilon; DeepFool's has no bound,
+# and is large on few values. If attacks fooled only by visible changes, the images on the left
+# would differ, or the caption would name the right class throughout.
 
 # %% [markdown]
 # ## Look and listen for yourself
@@ -86,27 +80,27 @@ figures.save(picture, settings.folder, "fig2", origin=origin)
 # with a new draw of it. (Where a notebook is only read, this shows PGD on one clip.)
 
 # %%
-same = [r for r in stored.study_runs(settings) if r.settings.seed == settings.seed]
-shown = [run, *(other for other in same if other.id != run.id)]
-perturbation_explorer.show(shown, device=device)
+perturbation_explorer.explore_perturbations(runs, device=loaded.device)
+
+# %% [markdown]
+# **Read it so.** With rising strength the probability moves from the true class to another one. If
+# it moved already for random noise of this size, the model would be weak and not the attack strong.
 
 # %% [markdown]
 # ## The same, to be heard
 #
 # A log-Mel image holds no phase and little detail: what an attack on it sounds like can only be
 # guessed (inverted Mel filters, Griffin-Lim), so compare these with the guess of the original. The
-# attack on the sound itself is exact: its WAV is what the model hears, in 16 bits.
+# attack on the sound itself is exact: its WAV is what the model gets, in 16 bits.
 
 # %%
-row = test.index[first]
-listen, sound = data.input_transform(row, device=device), data.waveform(row, device=device)
-moved = attacks.waveform_pgd(aim, sound, truth, features=listen, snr_db=own.snr_db, steps=10)
-assert attacks.snr_db(sound, moved) > own.snr_db - 1e-3
-sounds = {"original": sound, f"PGD on the sound, {own.snr_db:g} dB": moved}
-sounds |= {f"{name}, approximate": listen.approximate_sound(v) for name, v in seen.items()}
-written = {"folder": settings.folder / "audio", "rate": front.sample_rate}
-heard = evaluation.predict_sounds(model, listen, sounds, **written)
-players(heard, data.classes, truth=data.classes[int(truth)])
+options = {"snr_db": page.snr_db, "folder": folder / "audio"}
+sounds = attack_study.audible_examples(loaded, clip, **options)
+clip_media.players(sounds, loaded.data.classes, truth=clip.truth)
+
+# %% [markdown]
+# **Read it so.** Wrong decisions are bold. Where the attacked sound has a bold decision and sounds
+# like the original, a listener has no chance; if the claim were false, it would be right, or noisy.
 
 # %% [markdown]
 # ## How large is a perturbation?
@@ -115,56 +109,65 @@ players(heard, data.classes, truth=data.classes[int(truth)])
 # the signal-to-noise ratio in dB of Mel magnitudes.
 
 # %%
-three = {name: at(name) for name in attacks.ATTACKS}
-mean, std = data.standardisation_of(test[:24], device=device)
-sizes = evaluation.perturbation_sizes(model, x[:24], y[:24], three, mean=mean, std=std, bf16=bf16)
-stored.write_table(settings.folder / "perceptibility.csv", sizes.assign(**on))
+sizes = attack_study.perturbation_table(loaded)
+write_table(folder / "perceptibility.csv", sizes)
 sizes.round(3)
 
 # %% [markdown]
+# **Read it so.** FGSM and PGD must have epsilon as their L-inf; PGD's L2 is at most FGSM's, since
+# its steps may return. A change below about 1 dB is hard to hear. A much larger value for DeepFool
+# would say that the model is far from its boundaries, and the budget of the others too small.
+
+# %% [markdown]
 # ## UAR against epsilon
-#
-# A sound attack gets stronger with epsilon, and at a large one nothing is recognised any more.
 
 # %%
-strengths = {
-    (n, e): at(n, epsilon=e, step_size=e / 4) for n in ("fgsm", "pgd") for e in own.epsilons
-}
-by_epsilon = metrics.uar_by(under(strengths), ["attack", "value"]).assign(**on)
-show = partial(figures.uar_against, x="value", chance=100 / len(data.classes), caption=caption)
-picture = show(by_epsilon, xlabel="epsilon [standardised log-Mel]")
-figures.save(picture, settings.folder, "uar_by_epsilon", origin=origin, rows=by_epsilon)
+by_epsilon = attack_study.uar_by_epsilon(loaded, page.epsilons)
+shown = {"chance": 100 / len(loaded.data.classes), "caption": f"UAR of {loaded.caption}."}
+axis = "epsilon [standardised log-Mel]"
+picture = figures.uar_against(by_epsilon, "value", xlabel=axis, **shown)
+figures.save(picture, folder, "uar_by_epsilon", origin=origin, rows=by_epsilon)
+
+# %% [markdown]
+# **Read it so.** A sound attack gets stronger with epsilon, and at a large one nothing is
+# recognised any more. A curve that stops falling above zero belongs to an attack that fails, not to
+# a model that withstands: there the gradients mislead.
 
 # %% [markdown]
 # ## Has the attack converged?
 #
-# More steps should change little in the end; where they do, the figures above flatter the model.
-# (This and what follows only in full.)
+# More steps, smaller steps and random starts. (This and what follows only in full.)
 
 # %%
-if own.full:
-    sweeps = {(n, k): at(n, steps=k) for n in ("pgd", "deepfool") for k in own.iterations}
-    sweeps |= {("pgd, 10 steps of", s): at("pgd", steps=10, step_size=s) for s in own.step_sizes}
-    several = {k: at("pgd", random_start=True, restarts=k) for k in (1, own.restarts)}
-    sweeps |= {("pgd, random starts", k): attack for k, attack in several.items()}
-    found = metrics.uar_by(under(sweeps), ["attack", "value"]).assign(**on)
-    by_steps = found["attack"].isin(attacks.ATTACKS)
-    picture = show(found[by_steps], xlabel="steps")
-    figures.save(picture, settings.folder, "uar_by_steps", origin=origin, rows=found)
-    display(picture, found[~by_steps].round({"uar": 1}))
+if page.full:
+    sweeps = (page.iterations, page.step_sizes)
+    steps = attack_study.convergence(loaded, *sweeps, restarts=page.restarts)
+    by_steps = steps["attack"].isin(attacks.ATTACKS)
+    picture = figures.uar_against(steps[by_steps], "value", xlabel="steps", **shown)
+    figures.save(picture, folder, "uar_by_steps", origin=origin, rows=steps)
+    display(picture, steps[~by_steps].round({"uar": 1}))
+
+# %% [markdown]
+# **Read it so.** In the end more steps should change little, and neither step size nor random
+# starts: a few points at most. Where the curves still fall at the right, the attack has not
+# converged, and the figures above flatter the model.
 
 # %% [markdown]
 # ## Whose adversarial clips fool whom?
 #
-# PGD against each model of the study, shown to every other.
+# PGD against each model of the study (rows), its clips given to every model (columns).
 
 # %%
-if own.full:
-    study = {r.config["model"]: vgg.load(r).to(device) for r in same}
-    rows = evaluation.transfer(study, x, y, three["pgd"], bf16=bf16)
-    transfer = metrics.uar_by(rows, ["source", "target"]).assign(**on).drop(columns="run")
-    picture = figures.transfer(transfer, caption=f"PGD, {run.settings.epsilon:g}; {caption}")
-    display(figures.save(picture, settings.folder, "transfer", origin=origin, rows=transfer))
+if page.full:
+    transfer = attack_study.transfer_matrix(loaded, runs)
+    strength = f"PGD with epsilon {loaded.settings.epsilon:g}; strength and clips of"
+    picture = figures.transfer(transfer, caption=f"{strength} {loaded.caption}.")
+    display(figures.save(picture, folder, "transfer", origin=origin, rows=transfer))
+
+# %% [markdown]
+# **Read it so.** The diagonal is the white-box attack and should be the lowest of its column. A
+# column that is lower elsewhere would show that the model's own gradients mislead: it looks more
+# robust than it is.
 
 # %% [markdown]
 # ## The worst case per clip
@@ -174,31 +177,28 @@ if own.full:
 # among them.
 
 # %%
-if own.full:
-    ensemble = {("none", None): None, ("fgsm", None): at("fgsm"), ("pgd", None): at("pgd")}
-    more = {f"pgd {loss}, 20 steps": at("pgd", loss=loss, steps=20) for loss in ("ce", "cw", "dlr")}
-    auto = {"eps": run.settings.epsilon, "max_iter": 10}
-    more["auto_pgd_dlr"] = partial(attacks.art_attack, "auto_pgd_dlr", **auto)
-    rows = under(ensemble | {(name, None): attack for name, attack in more.items()})
-    worst = metrics.worst_case(rows)
-    every = pd.concat([rows, worst.assign(attack="worst case")])
-    table = metrics.uar_by(every, ["attack"]).assign(**on)
-    assert table["uar"].iloc[-1] <= table["uar"].min()
-    stored.write_table(settings.folder / "worst_case.csv", table)
-    lost = worst.loc[worst["y_true"] != worst["y_pred"], "attack"].value_counts(sort=False)
-    display(table.round({"uar": 1}), lost.rename("clips it was the first to fool"))
+if page.full:
+    table, first_fooled = attack_study.worst_case(loaded)
+    write_table(folder / "worst_case.csv", table)
+    display(table.round({"uar": 1}), first_fooled)
+
+# %% [markdown]
+# **Read it so.** If one attack were enough, the worst case would equal it. The larger the distance,
+# the more a single attack overestimates the model.
 
 # %% [markdown]
 # ## Do the attacks themselves work?
 #
-# On a model that is planted weak each must fool every clip; one that does not is broken, and its
-# figures above mean nothing. (ART's universal perturbation stops at 80 %.)
+# On a model that is made weak on purpose each attack must fool every clip. (ART's universal
+# perturbation stops at 80 %.)
 
 # %%
-if own.full:
-    options = {"size": x[0].numel(), "generator": generator(0, "planted")}
-    weak = vgg.WeakModel(len(data.classes), **options).to(device)
-    arts = {name: partial(attacks.art_attack, name) for name in attacks.ART_ATTACKS}
-    fooled = evaluation.fooling_rate(weak, x[:5], three | arts)
-    assert fooled.drop("universal").eq(100).all(), fooled
-    display(fooled)
+if page.full:
+    display(attack_study.check_on_weak_model(loaded))
+
+# %% [markdown]
+# **Read it so.** All is 100. An attack below that is broken: its figures above mean nothing, and
+# this cell ends with an error.
+#
+# **Next.** [04](04_randomisation.ipynb): what resizing and padding at random do against these
+# clips. [06](06_adaptive.ipynb): attackers who know of it.

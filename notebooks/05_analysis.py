@@ -1,10 +1,26 @@
 # %% [markdown]
 # # 05 Analysis: the paper's tables and figures
 #
-# Everything here is computed from what the runs of a study left in their folders: Tables 2 and
-# 3, Figures 2, 4, 5 and 6, what the defences gain, what federation costs, and who is left
-# behind. No model is loaded. The paper's numbers stand beside ours; they were measured on DEMoS
-# after 300 rounds. Runs with several seeds are averaged.
+# **Question.** What is left of each model's recognition under each attack, what do the defences
+# gain, and what does federation cost? Is everyone protected, or only the average speaker?
+#
+# **Method.** No model is loaded: every number comes from the rows that the runs of a study left in
+# their folders. Of $K$ classes with $n_k$ test clips, the unweighted average recall is
+#
+# $$ \mathcal{V} = \frac{100}{K} \sum_{k=1}^{K} \frac{1}{n_k} \sum_{i:\, y_i = k}
+# \mathbb{1}[\hat y_i = k]. $$
+#
+# A defence gains $\Delta = \mathcal{V}_\mathrm{after} - \mathcal{V}_\mathrm{before}$ on the same
+# clips. Clips of one speaker are not independent, so the 95 % interval of $\Delta$ (and of
+# $\mathcal{V}$) comes from $B = 2000$ resamples of whole speakers,
+# $[\Delta^*_{(0.025)}, \Delta^*_{(0.975)}]$. The paper's one-tailed z-test of $n$ clips has
+#
+# $$ z = \frac{\mathcal{V}_\mathrm{after} - \mathcal{V}_\mathrm{before}}
+# {\sqrt{2\, p\, (100 - p) / n}}, \qquad
+# p = \tfrac{1}{2}(\mathcal{V}_\mathrm{after} + \mathcal{V}_\mathrm{before}), $$
+#
+# and federation should cost less than $\delta$:
+# $|\mathcal{V}_\mathrm{federated} - \mathcal{V}_\mathrm{central}| < \delta$.
 
 # %% tags=["parameters"]
 # Parameters: None means "as the preset says"
@@ -14,168 +30,165 @@ outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
 import sys
-from functools import partial
 
-import pandas as pd
+from fedser_utils import analysis, core, workbook
+from fedser_utils.analysis import figures
 
-from fedser_utils.analysis import comparisons, figures, tables
-from fedser_utils.analysis.heterogeneity.client_differences import results
-from fedser_utils.core import runs
-from fedser_utils.core.errors import refusals
-from fedser_utils.core.settings import notebook_settings
-from fedser_utils.workbook import clip_media, confusion_explorer, display
+settings, page = core.notebook_settings(globals())
 
-settings = notebook_settings(globals())
-with refusals():
-    found = runs.study_runs(settings)
-made = [run.config["settings"] for run in found]
-predictions = pd.concat(
-    [run.table("predictions").assign(seed=own["seed"]) for run, own in zip(found, made)],
-    ignore_index=True,
-)
-rounds = pd.concat([run.table("rounds") for run in found], ignore_index=True)
-clips = found[0].table("clips")
-folder, origin, on = settings.folder, runs.origin(found), runs.hardware(found)
-told = {"study": settings.study, "corpus": made[0]["corpus"], "made_on": on}
-caption = tables.caption(predictions, clips, **told)
-label, client = tables.terms(clips["emotion"])
-caption
+# %% [markdown]
+# ## Run
+
+# %%
+results = analysis.read_study(settings)
+label, client = results.terms
+results.caption
 
 # %% [markdown]
 # ## Table 2: the clips
 
 # %%
-table2 = tables.table2(clips)
-runs.write_table(folder / "table2.csv", table2)
-title = f"Clips per {label}, seed {made[0]['seed']}. {caption}"
-runs.write_text(folder / "table2.tex", tables.latex(table2, caption=title, label="clips"))
-table2
+table2 = analysis.table2(results.clips)
+title = f"Clips per {label}, seed {results.predictions['seed'].iloc[0]}."
+analysis.save_table(results, table2, "table2", title, label="clips", hardware=False)
+
+# %% [markdown]
+# **Read it so.** The test clips of every class are enough to speak of. A class with a handful of
+# them would make every UAR below hang on a few clips.
 
 # %% [markdown]
 # ## Table 3: UAR after the last round
 #
-# In percent; `deviation` over seeds, 95 % intervals from a bootstrap over speakers (or machines),
-# `difference` to the paper's.
+# In percent, the mean over seeds; `deviation` over seeds, 95 % intervals from a bootstrap over
+# speakers (or machines), `difference` to the paper's numbers (DEMoS, 300 rounds).
 
 # %%
-table3 = tables.table3(predictions)
-runs.write_table(folder / "table3.csv", table3.assign(**on))
-title = f"UAR [%] with 95 % interval (bootstrap over {client}s), and the paper's. {caption}"
-runs.write_text(folder / "table3.tex", tables.table3_latex(table3, caption=title))
-table3.round(2)
+table3 = analysis.table3(results.predictions)
+title = f"UAR [%] with 95 % interval (bootstrap over {client}s), and the paper's."
+analysis.save_table(results, table3, "table3", title).round(2)
+
+# %% [markdown]
+# **Read it so.** If the defences worked, the rows `adversarial` of the models trained with an
+# attack are above nature's, and `randomised_adversarial` above `adversarial`, with intervals that
+# do not meet. If they did not, these rows would be near nature's under the same attack.
 
 # %% [markdown]
 # ## What the defences gain
 #
-# Before and after are compared on the same clips; on original clips (`attack` none) the gain is
-# adversarial training's price, whatever its sign. The interval of the gain draws whole speakers
-# (or machines); `p_z` is the paper's one-tailed z-test, which takes UAR as a share of independent
-# clips; `p_mcnemar` is McNemar's exact test, two-sided, of the right and wrong decisions, clips
-# again taken as independent. Both are also corrected over this table by Holm. The p of several
-# seeds is twice their median (at most 1), which holds however the seeds depend on each other.
+# Paired by clip and seed; on original clips (`attack` none) the gain is adversarial training's
+# price, whatever its sign. `p_z` is the z-test above, which takes UAR as a share of independent
+# clips; `p_mcnemar` is McNemar's exact test, two-sided, of right and wrong decisions. Both are also
+# corrected over this table by Holm. The p of several seeds is twice their median (at most 1), which
+# is valid however the seeds depend on each other.
 
 # %%
-gains = comparisons.gains(predictions)
-runs.write_table(folder / "gains.csv", gains.assign(**on))
-title = (
-    f"What the defences gain: UAR [%] with 95 % interval (bootstrap over {client}s); p of the "
-    f"one-tailed z-test and of McNemar's, each corrected over the table by Holm. {caption}"
-)
-runs.write_text(folder / "gains.tex", tables.latex(gains, caption=title, label="gains"))
-gains.round(4)
+gains = analysis.gains(results.predictions)
+title = f"What the defences gain: UAR [%] with 95 % interval (bootstrap over {client}s); p of the "
+title += "one-tailed z-test and of McNemar's, each corrected over the table by Holm."
+analysis.save_table(results, gains, "gains", title).round(4)
+
+# %% [markdown]
+# **Read it so.** A defence without effect has an interval around 0 and large `p_mcnemar_holm`. A
+# small `p_z` beside an interval that holds 0 says only that clips are not independent.
 
 # %% [markdown]
 # ## What federation costs
 #
-# The paper wants |V_federated - V_central| < delta: the same model on pooled clips, each seen as
-# often (`02` with `clients` pooled). Its second form sets the federated model on adversarial clips
-# against the central one on the original ones. `delta` is the smallest that the whole 95 %
-# interval of the difference allows.
-#
-# Both take about as many gradient steps in a round, but the pooled ones follow one after the other,
-# while those of the clients are averaged: the centralised model's weights jump about where the
-# federated one's do not. So a centralised model that seems worse may have had a bad last round:
-# compare `central_low` and `central_high`, its range over the second half of the rounds, before the
-# difference is read as the price, or the gain, of federation.
+# The same model on pooled clips (`02` with `clients` pooled); the second form sets the federated
+# model on adversarial clips against the central one on original ones. `delta` is the smallest that
+# the whole 95 % interval of the difference allows.
 
 # %%
-central = comparisons.centralised(predictions)
-if len(central):
-    runs.write_table(folder / "centralised.csv", central.assign(**on))
-    title = f"Federated and centralised training, UAR [%]. {caption}"
-    text = tables.latex(central, caption=title, label="centralised")
-    runs.write_text(folder / "centralised.tex", text)
-else:
-    central = "no centralised run in this study: 02 with clients pooled makes one"
-central
+central = analysis.centralised(results.predictions)
+title = "Federated and centralised training, UAR [%]."
+analysis.save_table(results, central, "centralised", title)
+
+# %% [markdown]
+# **Read it so.** A large `delta` with a difference near 0 means few clips, not a price. Nothing
+# averages the pooled model's weights, so they jump about where the federated one's do not: if
+# `central_low` and `central_high` (over the second half of the rounds) are further apart than the
+# difference, its last round may have been a bad one. Without a centralised run the table is empty.
 
 # %% [markdown]
 # ## Is everyone protected?
 #
-# UAR of the test clips of each speaker (or machine). They are few, so the worst of many is low
-# by chance too.
+# UAR of the test clips of each speaker (or machine), after the last round.
 
 # %%
-each = comparisons.by_speaker(predictions)
-speakers = comparisons.speakers(each)
-runs.write_table(folder / "speakers.csv", speakers.assign(**on))
-title = f"UAR [%] over {client}s. {caption}"
-runs.write_text(folder / "speakers.tex", tables.latex(speakers, caption=title, label="speakers"))
-speakers.round(2)
+uars = analysis.by_speaker(results.predictions)
+speakers = analysis.speakers(uars)
+analysis.save_table(results, speakers, "speakers", f"UAR [%] over {client}s.").round(2)
 
 # %%
-picture = figures.speakers(each, client=client, caption=caption)
-figures.save(picture, folder, "speakers", origin=origin)
+picture = figures.speakers(uars, client=client, caption=results.caption)
+analysis.save_figure(results, picture, "speakers")
+
+# %% [markdown]
+# **Read it so.** If a defence protected only some, its dots would spread out where nature's lie
+# together, and the worst speaker would stay where it was. Each has few clips, so the worst of many
+# is low by chance too.
 
 # %% [markdown]
 # ## Is every corpus served, every language?
 #
-# Where several corpora are joined. (`07` says what stands in the way, and what helps.)
+# Where several corpora are joined; no rows otherwise. (`07` says what stands in the way, and what
+# changes it.)
 
 # %%
-parts = "one corpus"
-if len(set(clips.get("corpus", ()))) > 1:
-    models = predictions.groupby("model", sort=False)
-    options = {"scopes": ["corpus", "language"]}
-    rows = [results(own, clips, **options).assign(model=name) for name, own in models]
-    parts = pd.concat(rows, ignore_index=True)
-    runs.write_table(folder / "corpora.csv", parts.assign(**on))
-parts
+corpora = analysis.uar_by_corpus(results)
+analysis.save_table(results, corpora, "corpora", "UAR [%] of each corpus and language.")
 
 # %% [markdown]
 # ## Figure 2: one clip, attacked
 
 # %%
-example = folder / "examples.safetensors"
-if example.exists():
-    fig2 = figures.examples(runs.load_arrays(example), caption=caption)
-    figures.save(fig2, folder, "fig2", origin=origin)
+arrays = analysis.read_examples(results)
+if arrays:
+    picture = figures.examples(arrays, caption=results.caption)
+    analysis.save_figure(results, picture, "fig2")
 else:
-    fig2 = "03_attacks stores the example"
-fig2
+    picture = "03_attacks stores the example"
+picture
+
+# %% [markdown]
+# **Read it so.** At the left the attacked clips look like the original; only the right side, 100
+# times as strong, tells them apart. A perturbation that can be seen at the left would be no
+# adversarial one.
 
 # %% [markdown]
 # ## Figure 4: learning
 
 # %%
-fig4 = figures.uar_by_round(rounds, caption=caption)
-figures.save(fig4, folder, "fig4", origin=origin)
+picture = figures.uar_by_round(results.rounds, caption=results.caption)
+analysis.save_figure(results, picture, "fig4")
+
+# %% [markdown]
+# **Read it so.** Curves that still rise in the last round have not converged, and the tables above
+# compare unfinished models. A curve at 100 / classes percent has learnt nothing.
 
 # %% [markdown]
 # ## Figure 5: four conditions
 
 # %%
-fig5 = figures.four_conditions(rounds, caption=caption)
-figures.save(fig5, folder, "fig5", origin=origin)
+picture = figures.four_conditions(results.rounds, caption=results.caption)
+analysis.save_figure(results, picture, "fig5")
+
+# %% [markdown]
+# **Read it so.** Under attack (c) nature falls and the adversarially trained models do not; (d)
+# lies above (c) where randomisation helps. If (c) looked like (a), the attacks would be too weak to
+# test anything.
 
 # %% [markdown]
 # ## Figure 6: confusions of randomised adversarial clips
-#
-# Shares of each true class in percent, and counts (of all seeds together).
 
 # %%
-fig6 = figures.confusions(predictions, caption=f"{caption}; counts of all seeds")
-figures.save(fig6, folder, "fig6", origin=origin)
+caption = f"Percent of each true class; in parentheses clips, of all seeds. {results.caption}"
+picture = figures.confusions(results.predictions, caption=caption)
+analysis.save_figure(results, picture, "fig6")
+
+# %% [markdown]
+# **Read it so.** A defended model's strong cells are on the diagonal. One dark column would be a
+# model that answers the same class whatever it hears, with a UAR of chance.
 
 # %% [markdown]
 # ## Who is taken for whom?
@@ -185,8 +198,13 @@ figures.save(fig6, folder, "fig6", origin=origin)
 # without adversarial training under PGD, beside the model trained against PGD.
 
 # %%
-heard = clip_media.of(found[0], corpus=settings.corpus)
-find = {"sound": heard.sound, "picture": heard.picture}
-explorer = partial(confusion_explorer.ConfusionExplorer, predictions, **find)
-display.show(explorer, partial(confusion_explorer.twin, predictions, **find))
-assert "torch" not in sys.modules
+assert "torch" not in sys.modules  # tables and figures come from rows alone
+workbook.explore_confusions(results, corpus=settings.corpus)
+
+# %% [markdown]
+# **Read it so.** An attack that only adds noise spreads a class over all others; one class that
+# takes most errors is where the model has little margin. If adversarial training had no effect, the
+# difference (a) - (b) would be pale everywhere and its interval would hold 0.
+#
+# **Next.** These attackers do not know of the randomisation; `06_adaptive` has one who does. `07`
+# asks what becomes of all this when the clients are not alike.

@@ -1,15 +1,34 @@
 # %% [markdown]
 # # 06 Adaptive: the attacker who knows of the defence
 #
-# The paper's attacker attacks the plain model and does not know of the randomisation. Here is one
-# who does: it attacks the expectation over the randomisation's draws (EOT). How much of what the
-# paper's protocol claims is left?
+# **Question.** The paper's attacker attacks the plain model and does not know of the randomisation.
+# How much of the robustness that its protocol claims is left against one who does?
 #
-# **Threat model.** Goal: any wrong class for a clip, at inference. Knowledge: the model, its
-# weights, the randomisation and its ranges, but not the draws that the judge will make (white
-# box). Budget: each pixel of the standardised log-Mel image may change by epsilon (L-inf); against
-# the claim on DeepFool, as far on each clip, in L2, as DeepFool went. What epsilon is in dB of
-# signal to perturbation is the checklist's first line.
+# **Threat model.** Goal: any wrong class for a clip, at inference. Knowledge: the model $f$, its
+# weights, the randomisation $t$ and its ranges, but not the draws that will be made for the
+# decision (white box). Budget: each pixel of the standardised log-Mel image may change by
+# $\epsilon$ ($L_\infty$); against the claim on DeepFool, as far on each clip, in $L_2$, as DeepFool
+# went. What $\epsilon$ is in dB of signal to perturbation is the checklist's first line.
+#
+# **Method.** The attacker ascends the expectation over the randomisation's draws (EOT: Athalye et
+# al., 2018), estimated from $k$ fresh draws for each gradient:
+#
+# $$ g = \mathbb{E}_t \big[ \nabla_x L(f(t(x)), y) \big]
+# \approx \frac{1}{k} \sum_{i=1}^{k} \nabla_x L(f(t_i(x)), y), \qquad
+# x \leftarrow \Pi_{\epsilon} \big( x + \alpha \, \mathrm{sign}(m) \big), $$
+#
+# with momentum $m$ over the steps' gradients. The security curve is the recognition that is left as
+# the budget grows:
+#
+# $$ R(\epsilon) = \mathrm{UAR} \big( f(t(x + \delta_\epsilon)), y \big), \qquad
+# \|\delta_\epsilon\|_\infty \le \epsilon . $$
+#
+# Beside it stands a defence with a certificate, randomised smoothing (Cohen et al., 2019): if
+# the likeliest class has a probability of at least $\underline{p} > 1/2$ under noise
+# $\mathcal{N}(0, \sigma^2 I)$, no perturbation with $\|\delta\|_2 < R$ changes the majority's
+# decision, where
+#
+# $$ R = \sigma \, \Phi^{-1}(\underline{p}). $$
 
 # %% tags=["parameters"]
 # Parameters: None means "as the preset says"
@@ -17,15 +36,13 @@ preset: str = "demo"  # smoke, demo, paper
 corpus: str = None  # as given to 02
 attack: str = None  # the model checked in full, by its training: none, fgsm, pgd, deepfool
 seed: int = None  # of the models' runs
-clips: int = None  # at most so many test clips, evenly from all classes
-draws: int = 20  # of the judge, and as many of the attacker's own
-eot: list = None  # draws per gradient, rising
-gradients: int = (
-    None  # of a clip, for each of the strongest attacks: over k draws, 1/k as many steps
-)
-steps: int = None  # of the attacks in the security curve and the checklist
-epsilons: list = None  # of the security curve; standardised log-Mel
-iterations: list = None  # rising numbers of steps, to see whether the attack has converged
+test_clips: int = None  # at most so many, evenly from all classes
+draws: int = 20  # per decision, and half as many of the attacker's to choose its best clips by
+eot: list[int] = None  # draws per gradient, rising
+gradients: int = None  # of a clip and attack: over k draws, 1/k as many steps
+attack_steps: int = None  # of the attacks in the security curve and the checklist
+epsilons: list[float] = None  # of the security curve; standardised log-Mel
+iterations: list[int] = None  # rising numbers of steps, to see whether the attack has converged
 restarts: int = 5  # random ones
 few: int = None  # clips for the black-box attacks
 queries: int = None  # of the score-based attack; a quarter of them for the decision-based one
@@ -35,156 +52,131 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder of the runs; the repository's outputs/ otherwise
 
 # %%
-from fedser_utils import attacks
-from fedser_utils.core import devices
-from fedser_utils.core.errors import refusals
-from fedser_utils.core.settings import notebook_settings, own_parameters
-
-OWN = {"clips": int, "draws": int, "eot": [int], "gradients": int, "steps": int}
-OWN |= {"epsilons": [float], "iterations": [int], "restarts": int, "few": int, "queries": int}
-OWN |= {"sigma": float, "samples": int}
-settings = notebook_settings(globals(), own=OWN)
-own = own_parameters(globals(), OWN, settings)
-
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-
 import pandas as pd
 from IPython.display import display
 
-from fedser_utils.analysis import figures, tables
-from fedser_utils.analysis.metrics import certified_uar, uar_by
-from fedser_utils.core import runs as stored
-from fedser_utils.core.devices import worker_pool
-from fedser_utils.data.federation import federation_of
-from fedser_utils.learning import vgg
-from fedser_utils.robustness import adaptive_attacks, defended_model, evaluation, smoothing
-from fedser_utils.robustness.checklist import checklist
-from fedser_utils.robustness.randomised_inference import logits_over_draws, milliseconds_per_clip
-from fedser_utils.robustness.verdict import verdict
+from fedser_utils import core, robustness
+from fedser_utils.analysis import figures, metrics, tables
+from fedser_utils.core.runs import write_table, write_text
 
-with refusals():
-    checked, study = stored.find_run(settings), stored.study_runs(settings)
-    vgg.load(checked)  # or say now that there is no one model
-    data, device = federation_of(checked), devices.resolve_device(settings)
-judged = [run for run in study if run.settings.seed == settings.seed]
-judged = [run for run in judged if run.settings.clients == "speakers"]
-test = defended_model.stratified_sample(data.table("test"), own.clips, seed=settings.seed)
-bf16, epsilon = devices.uses_bf16(checked.settings, device), checked.settings.epsilon
-origin, where = stored.origin(study), devices.hardware(device, bf16=bf16)
-on = {"draws": own.draws, "device": device, "bf16": bf16}
-caption = f"{settings.study}: n = {len(test)} test clips of {data.corpus.name}, {own.draws} draws, "
-caption += f"{checked.settings.rounds} rounds, seed {settings.seed}, {', '.join(where.values())}"
-caption
+settings, page = core.notebook_settings(globals())
+folder = settings.folder
 
 # %% [markdown]
-# ## Every model: the claim, and the attacker who knows
+# ## Run
 #
-# PGD with momentum over k draws per gradient, each k with as many gradients and going on from the
-# last, then on the margin's loss. The Adversarial Robustness Toolbox's Auto-PGD is tried at the
-# end; it starts afresh, and gives back unattacked the clips that one noisy decision has wrong. What
-# was found is kept in each run's `adaptive.parquet`. Two models share the workers, so that none of
-# them idles.
+# On every model of the study: the paper's protocol, then PGD with momentum over $k$ draws per
+# gradient, each $k$ with as many gradients and starting from the last one's clips, then on the
+# margin's loss, then the Adversarial Robustness Toolbox's Auto-PGD. On one model, what the
+# checklist needs besides. The evidence stays in each run's `adaptive.parquet` and
+# `checklist.parquet`.
 
 # %%
-known = {"eot": own.eot, "gradients": own.gradients, "steps": own.steps}
-known |= {"epsilons": own.epsilons, "epsilon": epsilon}
-key = known | {"clips": own.clips, "draws": own.draws}
-asked = []
-with worker_pool(device) as pool, ThreadPoolExecutor(2) as two_models:
-    for run in judged:
-        tried = defended_model.load_defended_model(run, data, test, pool=pool, **on)
-        names = ["fgsm", "pgd", "deepfool"] if run.config["model"] == "nature" else []
-        of_run = {n: attacks.make_attack(run.settings, n) for n in names or [run.config["model"]]}
-        make = partial(adaptive_attacks.core_evidence, tried, of_run, **known)
-        asked.append(two_models.submit(run.cached, "adaptive", key, make))
-found = [each.result() for each in asked]
-evidence = pd.concat(found, ignore_index=True)
-by_draws = uar_by(evidence[evidence["test"] == "eot"], ["model", "value"])
-picture = figures.by_model(by_draws, xlabel="draws per gradient", caption=caption)
-figures.save(picture, settings.folder, "eot", origin=origin, rows=by_draws.assign(**where))
+study = robustness.open_adaptive_study(settings, page)
+evidence = robustness.adaptive_evidence(study)
+items = robustness.check_model(study, evidence)
+study.caption
+
+# %% [markdown]
+# ## Every model against draws per gradient
+
+# %%
+by_draws = robustness.eot_curve(evidence)
+picture = figures.by_model(by_draws, xlabel="draws per gradient", caption=study.caption)
+rows = by_draws.assign(**study.hardware)
+figures.save(picture, folder, "eot", origin=study.origin, rows=rows)
+
+# %% [markdown]
+# **Read it so.** If the randomisation withstood an attacker who knows of it, the curves would stay
+# near the claim in the last table, however many draws. A curve that still falls at its right end
+# says that the attack has not converged: what it leaves is an upper bound.
 
 # %% [markdown]
 # ## The security curve
 #
-# PGD against the model without, and through, the randomisation. A curve that does not fall
-# to chance at a large epsilon says that the attack is broken, not that the defence is good.
+# PGD against the model without, and through, the randomisation.
 
 # %%
-curve = uar_by(evidence[evidence["test"] == "curve"], ["model", "defended", "value"])
-chance = 100 / len(data.classes)
+curve = robustness.security_curve(evidence)
 picture = figures.by_model(
-    curve, xlabel="epsilon [standardised log-Mel]", chance=chance, log=True, caption=caption
-)
-figures.save(picture, settings.folder, "security", origin=origin, rows=curve.assign(**where))
+    curve, xlabel="epsilon [standardised log-Mel]", chance=study.chance, log=True,
+    caption=study.caption,
+)  # fmt: skip
+rows = curve.assign(**study.hardware)
+figures.save(picture, folder, "security", origin=study.origin, rows=rows)
+
+# %% [markdown]
+# **Read it so.** The gap between a model's full and dotted curve is what the randomisation gives. A
+# curve that does not fall to chance at a large epsilon says that the attack is broken, not that the
+# defence is good.
 
 # %% [markdown]
 # ## The checklist
 #
-# What reviewers ask of a randomised defence, for one model. Each number is computed from the
-# evidence in the run's `adaptive.parquet` and `checklist.parquet`.
+# What reviewers ask of a randomised defence, for one model (Athalye et al., 2018; Carlini et al.,
+# 2019; Tramer et al., 2020). Each item is a function of `robustness.checklist` that says what it
+# asks and what passes.
 
 # %%
-others = {run.id: run for run in study if run.id != checked.id}
-rest = {"steps": own.steps, "iterations": own.iterations, "restarts": own.restarts}
-rest |= {"few": own.few, "queries": own.queries, "epsilon": epsilon}
-with worker_pool(device) as pool:
-    tried = defended_model.load_defended_model(checked, data, test, pool=pool, **on)
-    sources = {n: vgg.attack_target(vgg.load(r).to(device), bf16=bf16) for n, r in others.items()}
-    make = partial(adaptive_attacks.checklist_evidence, tried, sources, **rest)
-    full = checked.cached("checklist", key | rest | {"sources": sorted(others)}, make)
-own_evidence = evidence[evidence["run"] == checked.id]
-own_evidence = pd.concat([own_evidence, full], ignore_index=True)
-items = checklist(own_evidence, epsilon=epsilon)
 assert items["item"].tolist() == list(range(1, 18))
-table = items.assign(**where)
-stored.write_table(settings.folder / f"checklist_{checked.settings.model}.csv", table)
+name = f"checklist_{study.checked.settings.model}.csv"
+write_table(folder / name, items.assign(**study.hardware))
 with pd.option_context("display.max_colwidth", None):
     display(items.round(1).style.hide())
 
 # %% [markdown]
-# ## A defence with a certificate: randomised smoothing
-#
-# Majority over Gaussian noise comes with a certificate: within its L2 radius no attacker, however
-# adaptive, changes the decision. Certified UAR at a radius counts only certain, right decisions; at
-# radius 0 it is what the noise leaves of the recognition. The models here were not trained with
-# noise.
-
-# %%
-certificates, cost = [], []
-with worker_pool(device) as pool:
-    for run in judged:
-        tried = defended_model.load_defended_model(run, data, test, pool=pool, **on)
-        options = {"sigma": own.sigma, "choosing": 10, "seed": settings.seed, "pool": pool}
-        sure = partial(smoothing.certify, tried.plain, tried.x, samples=own.samples, **options)
-        rows, named = sure(), (*data.classes, "abstains")
-        rows = evaluation.with_clips(rows, test, named, run=run.id, model=run.config["model"])
-        certificates.append(rows)
-    few = tried.x[: evaluation.BATCH[tried.x.device.type]]
-    drawn = partial(logits_over_draws, tried.plain, few, randomise=tried.randomise, draws=1, seed=0)
-    votes = partial(
-        smoothing.votes, tried.plain, few, sigma=own.sigma, samples=10, seed=0, stream=""
-    )
-    for name, work, times in (("resize + pad", drawn, 1), ("smoothing", votes, own.samples / 10)):
-        cost.append((name, times * milliseconds_per_clip(work, clips=len(few)), device))
-certificates = pd.concat(certificates, ignore_index=True)
-stored.write_table(settings.folder / "smoothing.parquet", certificates)
-certified = certified_uar(certificates, ["model"], points=50)
-words = {"xlabel": f"L2 radius, sigma {own.sigma:g}", "ylabel": "Certified UAR [%]"}
-picture = figures.by_model(certified, chance=chance, caption=caption, **words)
-figures.save(picture, settings.folder, "certified", origin=origin, rows=certified.assign(**where))
-display(picture, pd.DataFrame(cost, columns=["defence", "ms per clip", "device"]).round(1))
+# **Read it so.** The attack is sound where all items pass. A failed item does not say that the
+# defence is weak; its last column says what it means, mostly that a number above flatters the
+# defence.
 
 # %% [markdown]
-# ## The honest table
+# ## A defence with a certificate: randomised smoothing
 #
-# Behind the randomisation: what the paper's protocol claims, what the attacker who knows leaves,
-# and the difference, with 95 % intervals from a bootstrap over speakers (or machines).
+# Certified UAR at a radius counts only certain, right decisions; at radius 0 it is what the noise
+# leaves of the recognition. The models here were not trained with noise.
 
 # %%
-honest = verdict(evidence)
-assert (honest["difference_low"] <= 0).all(), "an attack that knows of the defence is no weaker"
-stored.write_table(settings.folder / "adaptive.csv", honest.assign(**where))
-latex = tables.latex(honest.round(1), caption=caption, label="adaptive")
-stored.write_text(settings.folder / "adaptive.tex", latex)
-honest.round(1)
+certificates = robustness.certify_models(study, sigma=page.sigma, samples=page.samples)
+write_table(folder / "smoothing.parquet", certificates)
+certified = metrics.certified_uar(certificates, ["model"], points=50)
+picture = figures.by_model(
+    certified, xlabel=f"L2 radius, sigma {page.sigma:g}", ylabel="Certified UAR [%]",
+    chance=study.chance, caption=study.caption,
+)  # fmt: skip
+rows = certified.assign(**study.hardware)
+figures.save(picture, folder, "certified", origin=study.origin, rows=rows)
+
+# %% [markdown]
+# **Read it so.** At each radius, this much is left under any attacker within that $L_2$ norm,
+# however adaptive. A curve that starts near chance says that the noise alone destroys the
+# recognition: the certificate is then true, and worth nothing.
+
+# %%
+cost = robustness.defence_cost(study, sigma=page.sigma, samples=page.samples)
+cost.round(1)
+
+# %% [markdown]
+# **Read it so.** Milliseconds per clip on this device. The certificate costs as many passes of the
+# model as it has noisy copies; the randomisation costs one.
+
+# %% [markdown]
+# ## The claim, and what is left of it
+#
+# Behind the randomisation: what the paper's protocol claims, what the adaptive attacker leaves, and
+# the difference, with 95 % intervals from a bootstrap over speakers (or machines).
+
+# %%
+claims = robustness.claim_table(evidence)
+assert (claims["difference_low"] <= 0).all(), "an attack that knows of the defence is no weaker"
+write_table(folder / "adaptive.csv", claims.assign(**study.hardware))
+latex = tables.latex(claims.round(1), caption=study.caption, label="adaptive")
+write_text(folder / "adaptive.tex", latex)
+claims.round(1)
+
+# %% [markdown]
+# **Read it so.** If the claim held, `adaptive` would equal `claimed`, and the interval of the
+# difference would hold 0. Where `adaptive` is at or below `undefended`, the randomisation gives
+# nothing against an attacker who knows of it.
+#
+# **Next.** `07_heterogeneity` asks what becomes of model and defence where clients are not alike;
+# `08_dashboard` shows all runs together.

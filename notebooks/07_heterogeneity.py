@@ -1,28 +1,36 @@
 # %% [markdown]
-# # 07 Heterogeneity: clients that are not alike
+# # 07 Heterogeneity: clients that differ
 #
-# Clients speak different languages, come from different corpora, were recorded at other levels
-# through other microphones, or have other classes. What stands in the way of one model for all of
-# them, what helps, and does the defence hold? One training per remedy, on the same clips.
+# **Question.** Clients speak different languages, come from different corpora, were recorded at
+# other levels through other microphones, or have other classes: what stands in the way of one model
+# for all of them? Which interventions help, and does the defence survive?
 #
-# Several corpora are joined with commas (`-p corpus emovo,ravdess`): their speakers are the
-# clients, and the classes that all of them have are the classes. Everything below is computed from
-# the runs; what it says holds for these corpora, rounds and seeds.
+# **Method.** Several corpora are joined with commas (`-p corpus emovo,ravdess`): their speakers are
+# the clients, and the classes that all of them have are the classes. After $T$ rounds every client
+# $c$ trains once more from the global model $\theta_T$; its update is
+# $\Delta_c = \theta_{c,T+1} - \theta_T$, and its direction
+#
+# $$ \cos_c = \frac{\langle \Delta_c, \bar\Delta \rangle}{\|\Delta_c\|\, \|\bar\Delta\|}, \qquad
+# \bar\Delta = \sum_c \frac{n_c}{n} \Delta_c. $$
+#
+# The statistics of a batch-normalisation layer differ in a corpus $s$ from the model's by
+# $\frac{1}{C} \sum_{j=1}^{C} |\mu_j^{(s)} - \mu_j| / \sigma_j$, over its $C$ channels. For label
+# skew the clips of each class $k$ are dealt to the $N$ clients by shares
+# $q_k \sim \mathrm{Dir}_N(\alpha)$: the smaller $\alpha$, the more the clients differ.
+#
+# An intervention is a change of settings that `02` takes too; each is trained on the same clips and
+# compared with the training as given: $\Delta\mathcal{V} = \mathcal{V}_\mathrm{intervention} -
+# \mathcal{V}_\mathrm{as\ given}$ in UAR, with a 95 % interval that draws whole speakers.
 
 # %% tags=["parameters"]
 # Parameters: None means "as the preset says"
 preset: str = "demo"  # smoke, demo, paper
 corpus: str = None  # "synthetic", "machines", a folder of audio, a CSV manifest; several: a,b
-reader: str = None  # auto, folders: where names are not known, .../client/class/file
-classes: str = None  # of several corpora: shared (those that all have), all
-clips_per_speaker: int = None  # at most; otherwise all
-log_mel: str = None  # auto, speech, machines
-seconds: float = None  # of sound in an image; shorter ones are repeated, longer ones cut
 attack: str = None  # adversarial training of all: none, fgsm, pgd, deepfool
 defence: str = None  # adversarial training under label skew: fgsm, pgd, deepfool
-remedies: list = None  # what is tried, by name; all: whatever the settings can have
-alphas: list = None  # of the Dirichlet distribution of labels over clients
-targets: list = [30.0, 40.0, 50.0, 60.0, 70.0]  # UAR in percent, to be reached
+interventions: list[str] = None  # to compare, by name; all: those that the settings allow
+alphas: list[float] = None  # of the Dirichlet distribution of labels over clients
+targets: list[float] = [30.0, 40.0, 50.0, 60.0, 70.0]  # UAR in percent, to be reached
 seeds: int = None  # how many trainings of each
 seed: int = None  # the first
 rounds: int = None
@@ -35,179 +43,163 @@ device: str = None  # auto, cpu, cuda
 outputs: str = None  # folder for results; the repository's outputs/ otherwise
 
 # %%
-from fedser_utils.core.errors import choose, refusals
-from fedser_utils.core.settings import ATTACKS, notebook_settings, own_parameters
+from IPython.display import Markdown
 
-OWN = {"remedies": [str], "alphas": [float], "targets": [float], "seeds": int, "defence": str}
-settings = notebook_settings(globals(), own=OWN)
-own = own_parameters(globals(), OWN, settings)
+from fedser_utils import core, federated
+from fedser_utils.analysis import heterogeneity
+from fedser_utils.analysis.heterogeneity import plots
 
-from dataclasses import replace
-
-import pandas as pd
-from IPython.display import Markdown, display
-
-from fedser_utils.analysis import figures
-from fedser_utils.analysis.heterogeneity import client_differences as differences
-from fedser_utils.analysis.heterogeneity import outcomes, plots
-from fedser_utils.analysis.heterogeneity.interventions import BASELINE, apply, select
-from fedser_utils.analysis.heterogeneity.lessons import lessons
-from fedser_utils.analysis.heterogeneity.obstacles import obstacles
-from fedser_utils.core import runs as stored
-from fedser_utils.data.federation import load_federation
-from fedser_utils.federated import client as members
-from fedser_utils.federated import client_drift, runtimes
-from fedser_utils.learning import vgg
-
-with refusals():
-    given = replace(settings, eval_every=1, attack_every=settings.rounds)
-    names = select(given, own.remedies)
-    hardened = replace(given, attack=choose("defence", own.defence, ATTACKS))
-    data = load_federation(given)
-folder, several = settings.folder / "heterogeneity", range(given.seed, given.seed + own.seeds)
-origin = f"corpus {data.corpus.fingerprint}; drawn with {stored.commit()}"
-caption = f"{given.study}: {len(data.clients)} clients, n = {len(data.table('test'))} test clips"
+settings, page = core.notebook_settings(globals())
 
 # %% [markdown]
-# ## Who is in this federation?
+# ## Run: the federation
 
 # %%
-of_corpus = data.clips.groupby(["corpus", "language"])
-who = of_corpus.agg(clients=("client", "nunique"), clips=("clip", "size"), rate=("rate", "max"))
-display(who, data.corpus.rejected["reason"].value_counts())
-
-# %%
-picture = plots.clients_by_class(data.clips, caption=caption)
-figures.save(picture, folder, "clients", origin=origin)
-
-# %%
-labels = differences.label_skew(data.clips)
-stored.write_table(folder / "labels.csv", labels)
-labels.round(2)
+options = {"interventions": page.interventions, "defence": page.defence, "seeds": page.seeds}
+study = federated.open_heterogeneity_study(settings, **options)
+heterogeneity.corpus_sizes(study.data.clips)
 
 # %% [markdown]
-# ## What does a corpus sound like to the model?
+# Files that cannot be used, by reason:
+
+# %%
+study.data.corpus.rejected["reason"].value_counts()
+
+# %%
+picture = plots.clients_by_class(study.data.clips, caption=study.caption)
+study.save_figure(picture, "clients")
+
+# %% [markdown]
+# **Read it so.** Clients with the same labels have the same column, however many clips they have.
+# White cells are classes that a client has never had: it cannot learn or be tested on these.
+
+# %%
+labels = heterogeneity.label_skew(study.data.clips)
+study.save_table(labels, "labels").round(2)
+
+# %% [markdown]
+# **Read it so.** Where `distance` is about `by_chance`, the labels of a client differ no more than
+# as many clips drawn from all clients would.
+
+# %% [markdown]
+# ## How does a corpus differ for the model?
 #
-# Mean log-Mel of each band before any standardisation, and how far each corpus is from all together
-# in their standard deviations: as recorded, and with every clip at one level (`level` rms).
+# Mean log-Mel of each band before any standardisation, and the distance of each corpus from all
+# together in their standard deviations: as recorded, and with every clip at one level (`level`
+# rms).
 
 # %%
-bands = differences.input_shift(data.log_mels, data.clips)
-levelled = load_federation(replace(given, level="rms"))
-levels = {
-    "as recorded": bands,
-    "level rms": differences.input_shift(levelled.log_mels, levelled.clips),
-}
-shift = pd.concat(
-    differences.shift_by_group(rows).assign(level=name) for name, rows in levels.items()
-)
-stored.write_table(folder / "input.csv", shift)
-picture = plots.input_shift(bands, caption=caption)
-display(figures.save(picture, folder, "input", origin=origin), shift.round(2))
+bands, shift = federated.compare_inputs(study)
+picture = plots.input_shift(bands, caption=study.caption)
+study.save_figure(picture, "input")
 
 # %% [markdown]
-# ## One training per remedy
-#
-# Each remedy is a change of settings that `02` takes, too. What has been trained is not trained
-# again.
+# **Read it so.** Corpora recorded alike lie on one curve. Parallel curves differ by their level
+# alone, and then `distance` below falls with `level rms`; curves of another shape differ by
+# microphone, room or voice, which no level removes.
 
 # %%
-with refusals():
-    trained = {
-        name: [runtimes.train(replace(apply(given, name), seed=s)) for s in several]
-        for name in names
-    }
-plain = trained[BASELINE][0]
-on = stored.hardware([run for made in trained.values() for run in made])
-origin = stored.origin([run for made in trained.values() for run in made])
-caption += f", {given.rounds} rounds, seeds {[*several]}, "
-caption += ", ".join(on.values())
-caption
+study.save_table(shift, "input").round(2)
+
+# %% [markdown]
+# ## Run: one training per intervention, and the defence under label skew
+#
+# Complete runs are not trained again.
+
+# %%
+study = federated.train_interventions(study)
+study = federated.train_label_skew(study, page.alphas)
+study.caption
 
 # %% [markdown]
 # ## What stands in the way?
 #
-# One more round of every client from the model as given, which is not averaged: how far do they
-# go, and in whose direction? And how unlike are the batch statistics of each corpus?
+# One more round of every client from the model as given, which is not averaged.
 
 # %%
-model = vgg.load(plain).to(members.resolve_device(given))
-told = {"round_number": given.rounds + 1, "states": client_drift.saved_states(plain, data)}
-pulls = client_drift.drift(given, data, vgg.state_arrays(model), **told)
-picture = plots.drift(pulls, caption=caption)
-figures.save(picture, folder, "drift", origin=origin, rows=pulls.assign(**on))
+drift = federated.measure_drift(study)
+picture = plots.drift(drift, caption=study.caption)
+study.save_figure(picture, "drift", rows=drift)
+
+# %% [markdown]
+# **Read it so.** Without drift all points are near cosine 1. Corpora that pull the model apart form
+# separate clouds; one cloud of low cosines is the noise of few clips, not heterogeneity.
 
 # %%
-layers = client_drift.batch_norm_shift(given, data, model)
-picture = plots.batch_norm_shift(layers, caption=caption)
-figures.save(picture, folder, "batch_norm", origin=origin, rows=layers.assign(**on))
+layers = federated.measure_batch_norm(study)
+picture = plots.batch_norm_shift(layers, caption=study.caption)
+study.save_figure(picture, "batch_norm", rows=layers)
+
+# %% [markdown]
+# **Read it so.** The black curve, of all corpora together, is what few clips and old statistics
+# alone amount to. Only a corpus above it has batch statistics of another kind.
 
 # %% [markdown]
 # ## What helps?
-#
-# `gain`: the difference in UAR on original test clips from the training as given, paired by clip,
-# with a 95 % interval that draws whole speakers.
 
 # %%
-found = outcomes.outcomes(trained)
-table = outcomes.table(trained, found, targets=own.targets)
+outcomes = heterogeneity.measure_outcomes(study.runs)
+table = heterogeneity.intervention_table(study.runs, outcomes, targets=page.targets)
 assert table["uar"].between(0, 100).all()
-stored.write_table(folder / "remedies.csv", table.assign(**on))
-stored.write_table(folder / "outcomes.csv", found.assign(**on))
-table.round(1)
+study.save_table(outcomes, "outcomes")
+study.save_table(table, "interventions").round(1)
 
 # %%
-curves = pd.concat(
-    run.table("rounds").assign(remedy=name) for name, made in trained.items() for run in made
-)
-picture = plots.interventions(curves, caption=caption)
-figures.save(picture, folder, "learning", origin=origin, rows=curves.assign(**on))
+curves = heterogeneity.rounds_by_intervention(study.runs)
+picture = plots.interventions(curves, caption=study.caption)
+study.save_figure(picture, "learning", rows=curves)
 
 # %% [markdown]
-# ## In words
+# **Read it so.** `gain_low` to `gain_high` holds 0 for an intervention that cannot be told from the
+# training as given; of many compared at once, `sure_low` to `sure_high` is the interval to trust. A
+# curve that only rises sooner has helped with rounds, not with the result.
+
+# %% [markdown]
+# ## In sentences
 
 # %%
-said = lessons(table, found)
-measured = {"drift": pulls, "batch_norm": layers, "labels": labels, "table": table}
-said += obstacles(inputs=differences.shift_by_group(bands), **measured)
-stored.write_text(folder / "lessons.md", "\n".join(f"- {line}" for line in said) + "\n")
-Markdown("\n".join(f"- {line}" for line in said))
+measured = {"drift": drift, "batch_norm": layers, "labels": labels}
+measured["inputs"] = shift[shift["level"] == "as recorded"]
+lines = heterogeneity.conclude(table, outcomes, **measured)
+Markdown(study.save_sentences(lines, "lessons"))
 
 # %% [markdown]
 # ## For whom?
 #
-# The model as given, on all test clips, per corpus, per language and per client; how evenly the
-# clients are served.
+# The model as given: on all test clips, per corpus, per language and per client.
 
 # %%
-each = differences.results(plain.table("predictions"), plain.table("clips"))
-served = differences.spread(each)
-stored.write_table(folder / "results.csv", each.assign(**on))
-stored.write_table(folder / "spread.csv", served.assign(**on))
+baseline = study.baseline
+uars = heterogeneity.uar_by_scope(baseline.table("predictions"), baseline.table("clips"))
+study.save_table(uars, "results")
 wide = {"index": ["scope", "name"], "columns": ["attack", "condition"], "values": "uar"}
-display(each.pivot(**wide).round(1), served.round(1))
+uars.pivot(**wide).round(1)
+
+# %%
+spread = heterogeneity.spread(uars)
+study.save_table(spread, "spread").round(1)
+
+# %% [markdown]
+# **Read it so.** A model that serves all alike has a `deviation` over clients no larger than their
+# few test clips (`median_n`) explain; a corpus or language far below the others is not served.
 
 # %% [markdown]
 # ## The defence under label skew
 #
-# The same clips dealt out to as many clients, each class by a Dirichlet distribution: the smaller
-# alpha, the more unlike the clients. Adversarially trained, attacked, and randomised.
+# Adversarially trained, attacked, and randomised, on the same clips dealt to as many clients.
 
 # %%
-with refusals():
-    skewed = [
-        (alpha, runtimes.train(replace(hardened, partition="dirichlet", skew_alpha=alpha, seed=s)))
-        for alpha in own.alphas
-        for s in several
-    ]
-rows = pd.concat(
-    differences.results(run.table("predictions"), run.table("clips")).assign(
-        alpha=alpha, seed=run.settings.seed
-    )
-    for alpha, run in skewed
-)
-by_alpha = differences.by_alpha(rows, attack=own.defence)
-picture = plots.against_alpha(by_alpha, caption=f"trained with {own.defence}; {caption}")
-figures.save(picture, folder, "alpha", origin=stored.origin([run for _, run in skewed]))
-stored.write_table(folder / "alpha.csv", by_alpha.assign(**on))
-display(picture, by_alpha.round(1))
+by_alpha = heterogeneity.uar_under_skew(study.skewed, attack=page.defence)
+study.save_table(by_alpha, "alpha").round(1)
+
+# %%
+caption = f"Trained with {page.defence} under label skew. {study.caption}"
+picture = plots.against_alpha(by_alpha, caption=caption)
+study.save_figure(picture, "alpha", origin=study.skewed_origin)
+
+# %% [markdown]
+# **Read it so.** Flat curves: skew does no harm. If the adversarial curve falls to the left while
+# the original one does not, the defence needs clients that have all classes. A wide area: few
+# clients carry the mean.
+#
+# **Next.** `06_adaptive` attacks the defence with full knowledge; `08_dashboard` shows all runs.

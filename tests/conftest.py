@@ -18,8 +18,9 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
+from fedser_utils.core.presets import load_settings
 from fedser_utils.core.seeding import generator
-from fedser_utils.core.settings import ROOT, load_settings
+from fedser_utils.core.settings import ROOT
 from fedser_utils.data.federation import load_federation
 from fedser_utils.learning import local_training, vgg
 from fedser_utils.robustness.defended_model import DefendedModel
@@ -157,7 +158,7 @@ def trained(speakers4, common):
 
 
 @pytest.fixture(scope="session")
-def on_trial(trained, speakers4):
+def defended(trained, speakers4):
     """The trained model behind the randomisation, with 14 clips and 4 draws."""
     model, x, y = trained
     plain, clips = vgg.fold_batch_norm(model), speakers4.clips.iloc[:14]

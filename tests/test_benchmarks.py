@@ -1,4 +1,4 @@
-"""The benchmarks' results are in order, and the README shows the newest of them."""
+"""The benchmarks' result files are complete, and docs/performance.md shows the newest of them."""
 
 import argparse
 import ast
@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from fedser_utils.analysis.heterogeneity import interventions
-from fedser_utils.core.settings import ROOT, load_settings
+from fedser_utils.core.presets import load_settings
+from fedser_utils.core.settings import ROOT
 
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(p for p in FOLDER.glob("*.py") if p.stem not in ("report", "ceilings"))
@@ -28,8 +29,8 @@ def report():
     return module
 
 
-def test_the_readmes_table_is_current(report):
-    text = (ROOT / "README.md").read_text()
+def test_the_table_of_performance_is_current(report):
+    text = (ROOT / "docs" / "performance.md").read_text()
     shown = text.split(report.BEGIN)[1].split(report.END)[0]
     assert shown == f"\n{report.table()}\n", "run python benchmarks/report.py"
 
@@ -51,9 +52,9 @@ def test_a_result_says_where_it_comes_from(path, report):
     assert result["device"]
     assert result["versions"]["torch"]
     assert len(result["commit"].rstrip("+")) == 40
-    for each in result["figures"]:
-        assert each["key"].endswith(report.UNITS)
-        assert each["how"] == "measured" or each["how"].startswith("extrapolated from ")
+    for line in result["figures"]:
+        assert line["key"].endswith(report.UNITS)
+        assert line["how"] == "measured" or line["how"].startswith("extrapolated from ")
 
 
 def test_only_the_newest_of_a_device_is_shown(report, tmp_path, monkeypatch):
@@ -116,7 +117,7 @@ def test_a_figure_needs_a_unit(report):
         report.figure("speed", 1.0, "Speed")
 
 
-def test_runs_are_told_apart_by_their_remedy(monkeypatch, capsys):
+def test_runs_are_told_apart_by_their_intervention(monkeypatch, capsys):
     monkeypatch.syspath_prepend(FOLDER)
     heterogeneity = importlib.import_module("heterogeneity")
     given = load_settings("smoke")
@@ -124,10 +125,10 @@ def test_runs_are_told_apart_by_their_remedy(monkeypatch, capsys):
     made = [dataclasses.replace(interventions.apply(given, n), seed=i) for i, n in enumerate(names)]
     made.append(dataclasses.replace(given, rounds=5))
     runs = [SimpleNamespace(id=str(i), settings=own) for i, own in enumerate(made)]
-    found = heterogeneity.by_remedy(runs)
+    found = heterogeneity.by_intervention(runs)
     assert list(found) == ["as given", "FedProx", "group norm"]
     assert [run.id for run in found["as given"]] == ["1", "3"]
-    assert capsys.readouterr().out == "left out, no remedy: 4 (rounds 5)\n"
+    assert capsys.readouterr().out == "left out, no intervention: 4 (rounds 5)\n"
 
 
 def test_a_result_is_filed_under_the_device_of_its_rows(report, tmp_path, monkeypatch):

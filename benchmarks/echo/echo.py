@@ -28,17 +28,17 @@ def train(message: Message, context: Context) -> Message:
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    told, ends = context.run_config, []
-    model = vgg.build(7, width=float(told["width"]), generator=generator(0, "init"))
+    config, ends = context.run_config, []
+    model = vgg.build(7, width=float(config["width"]), generator=generator(0, "init"))
 
     def after_round(number, arrays):
         ends.append(time.time())
 
     strategy = FedAvg(
         fraction_evaluate=0.0,
-        min_train_nodes=int(told["clients"]),
-        min_available_nodes=int(told["clients"]),
+        min_train_nodes=int(config["clients"]),
+        min_available_nodes=int(config["clients"]),
     )
     weights = as_record(vgg.state_arrays(model))
-    strategy.start(grid, weights, int(told["rounds"]), evaluate_fn=after_round)
-    Path(str(told["result"])).write_text(json.dumps(ends))
+    strategy.start(grid, weights, int(config["rounds"]), evaluate_fn=after_round)
+    Path(str(config["result"])).write_text(json.dumps(ends))

@@ -1,16 +1,15 @@
-"""Simple baselines: how far a linear model gets, without looking at what happens when.
+"""Linear baselines without the order of the frames; a network should be better than these.
 
-Whatever a network learns should be judged against them. ``mean level`` and ``linear on bands``
-see a clip's log-Mel image only through its mean, or through each band's mean and standard
-deviation over time: they do not change when the frames are shuffled. ``linear on eGeMAPS`` is the
-field's yardstick: a linear support vector machine on the 88 functionals of the extended Geneva
-Minimalistic Acoustic Parameter Set (Eyben et al., 2016), slopes of pitch and loudness among them,
-which openSMILE computes; it needs the optional package opensmile, whose licence forbids what is
-commercial. All weigh the classes equally, as the UAR does. Takes arrays only, loads no torch.
+``mean level`` and ``linear on bands`` take of a log-Mel image only its mean, or each band's mean
+and standard deviation over time: shuffled frames change nothing. ``linear on eGeMAPS`` is the
+field's reference: a linear support vector machine on the 88 functionals of the extended Geneva
+Minimalistic Acoustic Parameter Set (Eyben et al., 2016), computed by the optional package
+opensmile, whose licence forbids commercial use. All weigh the classes equally, as the UAR does.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -27,16 +26,18 @@ from fedser_utils.analysis import metrics
 from fedser_utils.core.errors import InputError
 from fedser_utils.core.seeding import rng
 
+log = logging.getLogger(__name__)
+
 COLUMNS = ["baseline", "features", "uar", "low", "high", "n", "n_train", "classes", "chance"]
 
 
 def mean_level(log_mels: Iterable[np.ndarray]) -> np.ndarray:
-    """The mean of every log-Mel image: (clips, 1). log_mels: (clips, frames, bands)."""
+    """Return the mean of every log-Mel image, (clips, 1). log_mels: (clips, frames, bands)."""
     return np.array([[np.mean(image, dtype=float)] for image in log_mels])
 
 
 def band_statistics(log_mels: Iterable[np.ndarray]) -> np.ndarray:
-    """The mean and the standard deviation of every band over time: (clips, 2 * bands).
+    """Return mean and standard deviation of every band over time, (clips, 2 * bands).
 
     log_mels: (clips, frames, bands); read clip by clip, so they need not fit in memory.
     """
@@ -45,9 +46,9 @@ def band_statistics(log_mels: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def functionals(waveforms: Iterable[np.ndarray], *, rate: int = 16_000) -> np.ndarray:
-    """openSMILE's eGeMAPSv02 functionals of every waveform: (clips, 88).
+    """Return openSMILE's eGeMAPSv02 functionals of every waveform, (clips, 88).
 
-    waveforms: (samples,) each, at ``rate`` Hz. Raises InputError where opensmile is not installed.
+    waveforms: (samples,) each, at ``rate`` Hz. Raises InputError if opensmile is not installed.
     """
     try:
         import opensmile
@@ -59,7 +60,7 @@ def functionals(waveforms: Iterable[np.ndarray], *, rate: int = 16_000) -> np.nd
         feature_set=opensmile.FeatureSet.eGeMAPSv02,
         feature_level=opensmile.FeatureLevel.Functionals,
     )
-    return np.concatenate([smile.process_signal(one, rate).to_numpy() for one in waveforms])
+    return np.concatenate([smile.process_signal(wave, rate).to_numpy() for wave in waveforms])
 
 
 def _logistic(y: np.ndarray) -> ClassifierMixin:
@@ -67,22 +68,20 @@ def _logistic(y: np.ndarray) -> ClassifierMixin:
 
 
 def _svm(y: np.ndarray) -> ClassifierMixin:
-    """A linear SVM whose C is chosen by cross-validation on the training clips, where every class
-    has two of them or more."""
+    """Return a linear SVM whose C is chosen by cross-validation on the training clips, if every
+    class has two of them or more."""
     folds = min(5, np.unique(y, return_counts=True)[1].min())
-    machine = LinearSVC(class_weight="balanced", random_state=0, max_iter=20_000)
+    svm = LinearSVC(class_weight="balanced", random_state=0, max_iter=20_000)
     if folds < 2:
-        return machine.set_params(C=0.01)
+        return svm.set_params(C=0.01)
     parts = StratifiedKFold(folds, shuffle=True, random_state=0)
-    return GridSearchCV(
-        machine, {"C": [1e-4, 1e-3, 1e-2, 1e-1]}, scoring="balanced_accuracy", cv=parts
-    )
+    return GridSearchCV(svm, {"C": [1e-4, 1e-3, 1e-2, 1e-1]}, scoring="balanced_accuracy", cv=parts)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """takes: log_mels or waveforms; features: of those, (clips, features); model: for the training
-    clips' labels, a classifier that has not been fitted."""
+    """A baseline's input (takes: log_mels or waveforms), its features (of the input, (clips,
+    features)) and its model (of the training clips' labels, a classifier to be fitted)."""
 
     takes: str
     features: Callable[..., np.ndarray]
@@ -103,11 +102,11 @@ def decisions(
     *,
     model: Callable[[np.ndarray], ClassifierMixin] = _logistic,
 ) -> np.ndarray:
-    """What a linear model says about the clips that it was not trained on, in their order.
+    """Return a linear model's predictions for the test clips, in their order: (test clips,).
 
-    features: (clips, features); labels: (clips,); train: (clips,), which clips it is trained on;
-    each feature is standardised by its training clips. Raises InputError if the features are not
-    finite, if no clip is left to test, or if those for training are of fewer than two classes.
+    features: (clips, features), each standardised by its training clips; labels: (clips,); train:
+    (clips,), true for training clips. Raises InputError if the features are not finite, if there is
+    no test clip, or if the training clips are of fewer than two classes.
     """
     labels, train = np.asarray(labels), np.asarray(train, dtype=bool)
     if not np.isfinite(features).all():
@@ -132,7 +131,7 @@ def table(
     rate: int = 16_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The UAR of every baseline that has its input, a row each.
+    """Return the UAR of every baseline that has its input, a row each.
 
     labels, speakers, train: (clips,), the last true for training clips and false for test clips;
     log_mels: (clips, frames, bands), not standardised; waveforms: (samples,) each, at ``rate`` Hz;
@@ -142,20 +141,41 @@ def table(
     n (test clips), n_train, classes (among the test clips), chance (percent). Raises InputError as
     ``decisions`` and ``functionals`` do, and without any input.
     """
-    given = {"log_mels": log_mels, "waveforms": waveforms}
+    inputs = {"log_mels": log_mels, "waveforms": waveforms}
     if log_mels is None and waveforms is None:
-        raise InputError(f"baselines need one of {', '.join(given)}")
+        raise InputError(f"baselines need one of {', '.join(inputs)}")
     train = np.asarray(train, dtype=bool)
-    y_true, who = np.asarray(labels)[~train], np.asarray(speakers)[~train]
+    y_true, test_speakers = np.asarray(labels)[~train], np.asarray(speakers)[~train]
     classes, rows = len(np.unique(y_true)), []
-    for name, one in BASELINES.items():
-        if given[one.takes] is None:
+    for name, baseline in BASELINES.items():
+        if inputs[baseline.takes] is None:
             continue
-        knobs = {"rate": rate} if one.takes == "waveforms" else {}
-        features = one.features(given[one.takes], **knobs)
-        said = decisions(features, labels, train, model=one.model)
-        low, high = metrics.uar_interval(y_true, said, who, generator=rng(seed, "baseline", name))
-        scores = metrics.uar(y_true, said), low, high
+        options = {"rate": rate} if baseline.takes == "waveforms" else {}
+        features = baseline.features(inputs[baseline.takes], **options)
+        y_pred = decisions(features, labels, train, model=baseline.model)
+        interval = metrics.uar_interval(
+            y_true, y_pred, test_speakers, generator=rng(seed, "baseline", name)
+        )
+        scores = metrics.uar(y_true, y_pred), *interval
         sizes = len(y_true), int(train.sum()), classes
         rows.append((name, features.shape[1], *scores, *sizes, 100 / classes))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def compare(
+    clips: pd.DataFrame, *, log_mels: np.ndarray, waveforms: Iterable[np.ndarray]
+) -> pd.DataFrame:
+    """Return the UAR of every baseline on a corpus's test clips, a row each, as ``table``.
+
+    clips: with emotion, speaker and split; log_mels: (clips, frames, bands), not standardised;
+    waveforms: (samples,) each, at 16 kHz, read only if the package opensmile is there. Where it is
+    not, its baseline is left out, which is logged.
+    """
+    columns = clips["emotion"], clips["speaker"], clips["split"] == "train"
+    linear = table(*columns, log_mels=log_mels)
+    try:
+        reference = table(*columns, waveforms=waveforms)
+    except InputError as absent:
+        log.warning("%s", absent)
+        return linear
+    return pd.concat([linear, reference], ignore_index=True)

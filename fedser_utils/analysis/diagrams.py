@@ -1,5 +1,5 @@
-"""The pictures that open the notebooks: the framework (paper, Fig. 1), the network (Fig. 3), and
-the notation (Table 1)."""
+"""Diagrams of the framework (the paper's Fig. 1) and the network (Fig. 3), and the notation
+(Table 1)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from fedser_utils.analysis.figures import PAGE, STYLE
-from fedser_utils.analysis.tables import Terms
+from fedser_utils.analysis.figure_style import PAGE, STYLE
+from fedser_utils.analysis.labels import Terms
 from fedser_utils.core.front_end import SPEECH
 
 _NOTATION = r"""
@@ -28,9 +28,9 @@ MARGINS = (7, 2)  # randomisation's; importing it would import torch
 _FILL = {"data": "#F6E7C8", "model": "#CFE3F2", "attack": "#F4CFC6", "defence": "#CFEBDD"}
 
 
-def notation(words: Terms) -> str:
-    """Table 1, in Markdown. words: as for ``framework``."""
-    label, client = words
+def notation(terms: Terms) -> str:
+    """Return Table 1 in Markdown. terms: of ``labels.terms``."""
+    label, client = terms
     who = "" if client == "client" else f" (one {client})"
     return _NOTATION % {"labels": "classes" if label == "class" else f"{label}s", "who": who}
 
@@ -55,10 +55,9 @@ def _canvas(width: float, height: float) -> tuple[Figure, plt.Axes]:
 
 
 @mpl.rc_context(STYLE)
-def framework(words: Terms, *, shape: tuple[int, int] = SPEECH.shape) -> Figure:
-    """Fig. 1: (a) adversarial federated training, (b) randomisation at inference, which ends in
-    a label. words: for it and for the clients, as ``tables.words`` has them; shape: of a log-Mel
-    image, (frames, mels)."""
+def framework(terms: Terms, *, shape: tuple[int, int] = SPEECH.shape) -> Figure:
+    """Return Fig. 1: (a) adversarial federated training, (b) randomisation at inference. terms: of
+    ``labels.terms``; shape: of a log-Mel image, (frames, bands)."""
     figure, axes = _canvas(16, 7.4)
     axes.text(0, 7.1, "(a) Training: adversarial federated learning", fontsize=8, weight="bold")
     _box(axes, 6.3, 5.5, 4.2, 1.0, "Server\naverages weights: $\\theta_{t+1}$", "model")
@@ -83,9 +82,9 @@ def framework(words: Terms, *, shape: tuple[int, int] = SPEECH.shape) -> Figure:
     axes.text(0, 2.05, "(b) Inference: randomisation", fontsize=8, weight="bold")
     (w, h), (wide, high) = shape, (shape[0] + MARGINS[0], shape[1] + MARGINS[1])
     steps = [
-        (f"clip\n{w} x {h}", "data"), ("attacker\n(sees the model)", "attack"),
+        (f"clip\n{w} x {h}", "data"), ("attacker\n(knows the model)", "attack"),
         (f"random resize\n$W'\\in[{w},{wide})$\n$H'\\in[{h},{high})$", "defence"),
-        (f"random pad\nto {wide} x {high}\nwith value 0.5", "defence"), ("model", "model"), (words.label, "data"),
+        (f"random pad\nto {wide} x {high}\nwith value 0.5", "defence"), ("model", "model"), (terms.label, "data"),
     ]  # fmt: skip
     for i, (text, kind) in enumerate(steps):
         _box(axes, 0.1 + 2.7 * i, 0.3, 2.1, 1.2, text, kind)
@@ -97,8 +96,8 @@ def framework(words: Terms, *, shape: tuple[int, int] = SPEECH.shape) -> Figure:
 
 @mpl.rc_context(STYLE)
 def network(classes: int | None = None, *, shape: tuple[int, int] = SPEECH.shape) -> Figure:
-    """Fig. 3: VGG-15; the size of each block's output at width 1. classes: None if not known;
-    shape: of a log-Mel image, (frames, mels)."""
+    """Return Fig. 3: VGG-15 with the size of each block's output at width 1. classes: None if not
+    known; shape: of a log-Mel image, (frames, bands)."""
     figure, axes = _canvas(16, 3.2)
     blocks = [(f"log-Mel\n1 x {shape[0]} x {shape[1]}", "data")]
     for depth, channels in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):

@@ -1,40 +1,25 @@
-"""The paper's tables, from the rows that runs leave behind."""
+"""The paper's tables, as data frames and as LaTeX, from the rows that runs leave behind."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from fedser_utils.analysis.labels import (
+    ATTACK_NAMES,
+    CONDITIONS,
+    KEY,
+    MODELS,
+    NAMES,
+    sort_rows,
+    terms,
+)
 from fedser_utils.analysis.metrics import scores, uar_interval
-from fedser_utils.core.seeding import rng
-
-MODELS = ("nature", "fgsm", "pgd", "deepfool")  # the paper's
-MODEL_NAMES = {
-    "nature": "Nature",
-    "fgsm": "AdvTrain FGSM",
-    "pgd": "AdvTrain PGD",
-    "deepfool": "AdvTrain DeepFool",
-    "centralised": "Centralised",
-    "centralised-fgsm": "Centralised AdvTrain FGSM",
-    "centralised-pgd": "Centralised AdvTrain PGD",
-    "centralised-deepfool": "Centralised AdvTrain DeepFool",
-}
-ATTACK_NAMES = {"none": "None", "fgsm": "FGSM", "pgd": "PGD", "deepfool": "DeepFool"}
-CONDITIONS = {
-    "original": "Original",
-    "randomised": "Randomised",
-    "adversarial": "Adversarial",
-    "randomised_adversarial": "Randomised adversarial",
-}
-
-KEY = ["model", "attack", "condition"]
-_NAMES = dict(zip(KEY, (MODEL_NAMES, ATTACK_NAMES, CONDITIONS), strict=True))
 
 # the paper's Table 3 (DEMoS, 300 rounds): UAR in percent by model, then attack, per condition
-_OWN = ("original", "randomised", "adversarial", "randomised_adversarial")
 PAPER = {
     ("nature", "none", "original"): 94.08,
     ("nature", "none", "randomised"): 92.75,
@@ -50,30 +35,16 @@ for _model, _values in {
     "pgd": (95.40, 95.10, 87.31, 89.20),
     "deepfool": (95.16, 94.56, 1.98, 72.32),
 }.items():
-    for _condition, _value in zip(_OWN, _values, strict=True):
+    for _condition, _value in zip(CONDITIONS, _values, strict=True):
         _attack = _model if "adversarial" in _condition else "none"
         PAPER[_model, _attack, _condition] = _value
 
 
-class Terms(NamedTuple):
-    """What readers are told a label is, and who a clip is from."""
-
-    label: str = "emotion"
-    client: str = "speaker"
-
-
-_EMOTIONS = {"anger", "boredom", "calm", "disgust", "fear", "guilt", "happiness", "neutral"}
-_EMOTIONS |= {"sadness", "surprise"}
-
-
-def terms(classes: Iterable[str]) -> Terms:
-    """Emotion and speaker, or class and client where a class is none of the known emotions."""
-    return Terms() if set(classes) <= _EMOTIONS else Terms("class", "client")
-
-
 def table2(clips: pd.DataFrame) -> pd.DataFrame:
-    """Table 2: clips per class in training and test. clips: a run's ``clips.parquet``. The first
-    column is called emotion or class, as ``words`` has it."""
+    """Return Table 2, the clips per class: emotion or class (``terms``), train, test, sum.
+
+    clips: a run's ``clips.parquet``. The last row is the sum of all classes.
+    """
     counts = pd.crosstab(clips["emotion"], clips["split"]).reindex(
         columns=["train", "test"], fill_value=0
     )
@@ -83,28 +54,13 @@ def table2(clips: pd.DataFrame) -> pd.DataFrame:
     return counts.rename_axis(index=heading, columns=None).reset_index()
 
 
-def paper_order(names: Iterable[str], known: Collection[str]) -> list[str]:
-    """Each of ``names`` once: first those in ``known``, in its order, then the rest by name."""
-    names = set(names)
-    return [name for name in known if name in names] + sorted(names - set(known))
-
-
-def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows sorted by model, attack and condition, in the paper's order."""
-    return table.sort_values(
-        KEY,
-        key=lambda column: column.map(paper_order(column, _NAMES[column.name]).index),
-        ignore_index=True,
-    )
-
-
 def last_round(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each run's last round."""
+    """Return the rows of each run's last round."""
     return predictions[predictions["round"] == predictions.groupby("run")["round"].transform("max")]
 
 
 def table3(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Table 3: every model under every attack and condition after the last round.
+    """Return Table 3: the UAR of every model under every attack and condition, last round.
 
     predictions: rows of one or several runs' ``predictions.parquet``; the runs of one model are
     its seeds. Columns: model, attack, condition, uar (percent, the mean over seeds), deviation
@@ -129,16 +85,13 @@ _TABLE3 = ["uar", "deviation", "ci_low", "ci_high", "n", "seeds", "paper_uar", "
 
 
 def _interval(rows: pd.DataFrame) -> pd.Series:
-    bounds = uar_interval(
-        rows["y_true"], rows["y_pred"], rows["speaker"], seeds=rows["run"],
-        generator=rng(0, "bootstrap"),
-    )  # fmt: skip
+    bounds = uar_interval(rows["y_true"], rows["y_pred"], rows["speaker"], seeds=rows["run"])
     return pd.Series(bounds, index=["ci_low", "ci_high"])
 
 
 def table3_latex(table: pd.DataFrame, *, caption: str) -> str:
-    """The paper's layout and its four models: models and conditions down, attacks across; UAR,
-    its deviation over seeds and its interval; below each row the paper's."""
+    """Return Table 3 in the paper's layout, as LaTeX: its four models and the conditions down,
+    attacks across; UAR, its deviation over seeds and its interval, below each the paper's UAR."""
     table = table[table["model"].isin(MODELS)]
     cells = table.assign(
         ours=[_ours(row) for row in table.itertuples(index=False)],
@@ -150,6 +103,7 @@ def table3_latex(table: pd.DataFrame, *, caption: str) -> str:
     ours, paper = (
         cells.pivot(index=["group", "condition"], columns="column", values=values)
         .reindex(columns=list(ATTACK_NAMES))
+        .astype(object)
         .fillna("--")
         for values in ("ours", "paper")
     )
@@ -179,10 +133,10 @@ def _ours(row: NamedTuple) -> str:
 
 
 def latex(table: pd.DataFrame, *, caption: str, label: str) -> str:
-    """Any table over the page's width, for LaTeX without further packages: names in the paper's
-    words, two decimals, columns p_... as p-values, ci_low and ci_high as one column, "--" where
-    there is no value."""
-    shown = table.replace(_NAMES | {"central_condition": CONDITIONS})
+    """Return any table as LaTeX over the page's width, without further packages: names in the
+    paper's words, two decimals, columns p_... as p-values, ci_low and ci_high as one column, "--"
+    for NaN."""
+    shown = table.replace(NAMES | {"central_condition": CONDITIONS})
     if "ci_low" in shown:
         bounds = zip(shown["ci_low"], shown.pop("ci_high"), strict=True)
         shown["ci_low"] = [f"[{low:.1f}, {high:.1f}]" for low, high in bounds]
@@ -216,21 +170,29 @@ def caption(
     *,
     study: str,
     corpus: str,
-    made_on: Mapping[str, str],
+    hardware: Mapping[str, str],
 ) -> str:
-    """What a figure or table must say of its origin: study, corpus, clients, n, rounds, seeds,
-    runs, processor, precision. predictions: with the column seed; corpus: as a run's settings have
-    it, of paths only the last parts are shown; made_on: as ``runs.made_on``."""
+    """Return the sentence that figures and tables carry: study, corpus, clients, n, rounds, runs,
+    seeds, processor, precision.
+
+    predictions: with the column seed; corpus: as in a run's settings (of paths only the last part
+    is shown); hardware: of ``core.runs.hardware``.
+    """
     clients = clips.loc[clips["split"] == "train", "client"].nunique()
     names = " + ".join(Path(entry).name for entry in corpus.split(","))
     n = (clips["split"] == "test").sum()
     runs, rounds = predictions["run"].nunique(), predictions["round"].max()
-    seeds = sorted(predictions["seed"].unique())
-    listed = ("seed " if len(seeds) == 1 else "mean of seeds ") + ", ".join(map(str, seeds))
     return (
-        f"{study}: corpus {names}, {clients} clients, n = {n} test clips, "
-        f"{rounds} rounds, {runs} runs, {listed}, {', '.join(made_on.values())}"
+        f"Study {study} on corpus {names}: {clients} clients, n = {n} test clips, {rounds} rounds, "
+        f"{runs} run{'s' if runs > 1 else ''}, {seeds_text(predictions['seed'])}, trained on "
+        f"{' in '.join(hardware.values())}."
     )
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """Return ``seed 0`` or ``mean of seeds 0, 1``."""
+    names = sorted({int(seed) for seed in seeds})
+    return ("seed " if len(names) == 1 else "mean of seeds ") + ", ".join(map(str, names))
 
 
 _SIGNS = {sign: rf"\{sign}" for sign in "&%_#${}"} | {
@@ -240,9 +202,3 @@ _SIGNS = {sign: rf"\{sign}" for sign in "&%_#${}"} | {
 
 def _escaped(text: str) -> str:
     return text.translate(str.maketrans(_SIGNS))
-
-
-def class_order(classes: Iterable[str]) -> list[str]:
-    """The paper's order in Fig. 6; classes it does not have come last."""
-    paper = ("guilt", "disgust", "happiness", "fear", "anger", "surprise", "sadness")
-    return paper_order(classes, paper)

@@ -1,8 +1,8 @@
-"""Attacks at inference on anything that gives logits, staying on the input's device.
+"""Attacks at inference, on any callable that returns logits.
 
-The paper's three (section 2.3) are ours: ``fgsm``, ``pgd``, ``deepfool``, equal to the
-Adversarial Robustness Toolbox's (tested) and faster; ``art_attack`` is the way to ART's others,
-``waveform_pgd`` attacks the sound itself. Nothing that comes in is changed.
+The paper's three (section 2.3), ``fgsm``, ``pgd`` and ``deepfool``, give what the Adversarial
+Robustness Toolbox gives (tested), faster and on the input's device; ``art_attack`` runs ART's
+others, ``waveform_pgd`` attacks the waveform. No attack changes its arguments.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "deepfool": deepfool}
-STRENGTH = {  # attack -> which of the settings say how strong it is
+STRENGTH = {  # attack -> the settings that say how strong it is
     "fgsm": ("epsilon",),
     "pgd": ("epsilon", "step_size", "steps"),
     "deepfool": ("steps", "overshoot"),
@@ -47,13 +47,13 @@ STRENGTH = {  # attack -> which of the settings say how strong it is
 def make_attack(
     settings: Settings, name: str, **changes: Any
 ) -> Callable[[Model, Tensor, Tensor], Tensor]:
-    """The attack called ``name`` at the strength that the settings give it.
+    """Return the attack ``(model, x, y) -> x_adv`` called ``name``, as strong as the settings say.
 
-    changes: other strengths (those that this attack does not have are left out: FGSM has no
-    steps), and further options of the attack. Raises InputError for an unknown name.
+    changes: other strengths (one that this attack does not have is left out: FGSM has no steps),
+    and further options of the attack. Raises InputError for an unknown name.
     """
     choose("attack", name, sorted(ATTACKS))
     strength = {option: getattr(settings, option) for option in STRENGTH[name]}
     foreign = {option for options in STRENGTH.values() for option in options} - strength.keys()
-    given = {option: value for option, value in changes.items() if option not in foreign}
-    return partial(ATTACKS[name], **(strength | given))
+    applicable = {option: value for option, value in changes.items() if option not in foreign}
+    return partial(ATTACKS[name], **(strength | applicable))

@@ -1,7 +1,7 @@
-"""Every other attack, through the Adversarial Robustness Toolbox (Nicolae et al., 2018).
+"""All other attacks, through the Adversarial Robustness Toolbox (ART; Nicolae et al., 2018).
 
-Slower than ours, since each step goes through NumPy, and well kept: the long tail. ART's defaults
-are for images in [0, 1]; the ones here are for standardised log-Mel.
+Slower than this package's, since each step goes through NumPy. ART's defaults are for images in
+[0, 1]; the ones here are for standardised log-Mel.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ _ONE_AT_A_TIME = threading.Lock()  # ART draws from generators that all threads 
 
 
 def _configure_art() -> tempfile.TemporaryDirectory | None:
-    """A data folder for ART in this process alone, unless the user has configured one or ART is
-    not installed.
+    """Give ART a data folder for this process alone, unless the user has configured one or ART is
+    not installed. Returns that folder, or None.
 
-    ART's ``config`` looks twice whether ``~/.art/config.json`` exists and writes it in between, so
-    of several processes that import it on an empty home some die (ART 1.20). Here the module is
-    executed on an empty home of its own, before anything imports the rest of ART.
+    ART's ``config`` checks twice whether ``~/.art/config.json`` exists and writes it in between, so
+    of several processes that import it with an empty home some die (ART 1.20). Here the module is
+    executed with a temporary home, before anything imports the rest of ART.
     """
     spec = None
     with suppress(ImportError):
@@ -68,11 +68,10 @@ def _configure_art() -> tempfile.TemporaryDirectory | None:
     source = Path(spec.origin).with_name("config.py") if spec and spec.origin else None
     if source is None or not source.exists() or "art.config" in sys.modules:
         return None
-    configured = None
     with suppress(OSError, ValueError):
-        configured = json.loads(Path(os.path.expanduser("~/.art/config.json")).read_text())
-    if isinstance(configured, dict) and "ART_DATA_PATH" in configured:
-        return None
+        config = json.loads(Path(os.path.expanduser("~/.art/config.json")).read_text())
+        if isinstance(config, dict) and "ART_DATA_PATH" in config:
+            return None
     home = tempfile.TemporaryDirectory(prefix="fedser-art-")
     spec = importlib.util.spec_from_file_location("art.config", source)
     module = importlib.util.module_from_spec(spec)
@@ -98,80 +97,72 @@ def art_attack(
     seed: int = 0,
     **settings: Any,
 ) -> Tensor:
-    """ART's attack called ``name`` on a batch.
+    """Return the adversarial clips of ART's attack called ``name``.
 
-    name: one of ``TOOLBOX``, or any class of ``art.attacks.evasion`` that takes a classifier, by
-    its own name (``ElasticNet``). x: (batch, 1, frames, mels); y: (batch,) labels, or None for
-    the model's own predictions. eot: draws of a randomised model, whose logits are averaged.
-    seed: of the attack's own draws. settings: of ART's class, in ART's words (eps, max_iter).
+    name: one of ``ART_ATTACKS``, or any class of ``art.attacks.evasion`` that needs no more than a
+    classifier, by its class name (``ElasticNet``). x: (batch, 1, frames, mels) standardised
+    log-Mel; y: (batch,) labels, or None for the model's own predictions. eot: draws of a
+    randomised model, whose logits are averaged. seed: of the attack's random draws. settings: of
+    ART's class, by ART's names (eps, max_iter).
 
     square: ART's first square is wider than an image has Mel bands and crashes, so it starts with
     one that fits; L-inf only. boundary, hop_skip_jump: they start from the nearest clip of the
-    batch that the model takes for another class, or from noise where there is none.
+    batch that the model predicts another class for, or from noise where there is none.
 
-    Returns the adversarial batch, on x's device. Raises ValueError as ``target.checked`` does and
-    for an unknown name or setting, with the choices.
+    Returns x_adv, shaped as x and on its device. Raises ValueError as ``target.prepare`` does, and
+    InputError for an unknown name or setting, with the choices.
     """
     from art.attacks import evasion
-    from art.estimators.classification import PyTorchClassifier
 
-    known = [*ART_ATTACKS, *_classes(evasion)]
-    class_name, defaults = ART_ATTACKS.get(choose("attack", name, known), (name, {}))
-    kind = getattr(evasion, class_name)
-    signature = inspect.signature(kind).parameters
+    names = [*ART_ATTACKS, *_classes(evasion)]
+    class_name, defaults = ART_ATTACKS.get(choose("attack", name, names), (name, {}))
+    attack_class = getattr(evasion, class_name)
+    signature = inspect.signature(attack_class).parameters
     classifier_name, *options = signature
     for setting in settings:
         choose(f"setting of {name}", setting, options)
     x, y = target.prepare(model, x, y, eot=eot)
-    with torch.no_grad():
-        classes = target.logits(model, x[:1], 1).shape[2]
+    classes = target.mean_logits(model, x[:1]).shape[1]
     settings = {"verbose": False} | defaults | settings
-    low_high = None
+    clip_values = None
     if class_name == "SquareAttack":
         choose("norm of square", settings.get("norm", np.inf), (np.inf, "inf"))
         settings = {"p_init": _widest_square(x)} | settings
-        reach = settings.get("eps", signature["eps"].default)
-        low_high = (x.min().item() - reach, x.max().item() + reach)  # ART insists on a range
+        eps = settings.get("eps", signature["eps"].default)
+        clip_values = (x.min().item() - eps, x.max().item() + eps)  # ART insists on a range
     start = {}
     if class_name in ("HopSkipJump", "BoundaryAttack"):
         start = {"x_adv_init": _nearest_of_another_class(model, x, eot)}
     with _ONE_AT_A_TIME, _seeded(derive(seed, "art", name)):
-        classifier = PyTorchClassifier(
-            _Frozen(model, eot),
-            nn.CrossEntropyLoss(),
-            input_shape=tuple(x.shape[1:]),
-            nb_classes=classes,
-            clip_values=low_high,
-            device_type="gpu" if x.is_cuda else "cpu",
-        )
-        own = {option: value for option, value in settings.items() if option in options}
-        attack = kind(**{classifier_name: classifier}, **own)
-        moved = attack.generate(x.cpu().numpy(), y.cpu().numpy(), **start)
-    return torch.as_tensor(moved, dtype=x.dtype, device=x.device)
+        classifier = _classifier(_Frozen(model, eot), x, classes, clip_values)
+        applicable = {option: value for option, value in settings.items() if option in options}
+        attack = attack_class(**{classifier_name: classifier}, **applicable)
+        x_adv = attack.generate(x.cpu().numpy(), y.cpu().numpy(), **start)
+    return torch.as_tensor(x_adv, dtype=x.dtype, device=x.device)
 
 
 def _classes(evasion: Any) -> list[str]:
-    """ART's evasion attacks that need a classifier and no more."""
-    found = []
-    for name, kind in inspect.getmembers(evasion, inspect.isclass):
-        first, *others = inspect.signature(kind).parameters.values()
+    """Names of ART's evasion attacks that need a classifier and no more."""
+    names = []
+    for name, attack_class in inspect.getmembers(evasion, inspect.isclass):
+        first, *others = inspect.signature(attack_class).parameters.values()
         needs_more = any(p.default is p.empty for p in others)
         if first.name in ("classifier", "estimator") and not needs_more:
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 class _Frozen(nn.Module):
-    """The model's mean logits over ``eot`` draws, with no way to its parameters: ART computes and
-    keeps the gradients of whatever parameters it finds."""
+    """The model's mean logits over ``eot`` draws, without its parameters: ART would compute and
+    store a gradient for each."""
 
     def __init__(self, model: Model, eot: int) -> None:
         super().__init__()
-        self._call = [model]  # in a list: not a submodule
+        self._model = [model]  # in a list: not a submodule
         self.eot = eot
 
     def forward(self, x: Tensor) -> Tensor:
-        (model,) = self._call
+        (model,) = self._model
         call = model
         if isinstance(model, nn.Module):
             parameters = {name: value.detach() for name, value in model.named_parameters()}
@@ -179,8 +170,20 @@ class _Frozen(nn.Module):
         return target.logits(call, x.float(), self.eot).mean(0)  # ART mixes float64 in
 
 
+def _classifier(
+    model: nn.Module, x: Tensor, classes: int, clip_values: tuple[float, float] | None
+) -> Any:
+    """ART's classifier for the model on images shaped as x's."""
+    from art.estimators.classification import PyTorchClassifier
+
+    return PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), input_shape=tuple(x.shape[1:]), nb_classes=classes,
+        clip_values=clip_values, device_type="gpu" if x.is_cuda else "cpu",
+    )  # fmt: skip
+
+
 def _widest_square(x: Tensor) -> float:
-    """The share of the image in Square's first square, ART's 0.8 where that fits: ART draws the
+    """The fraction of the image in Square's first square, ART's 0.8 where that fits: ART draws the
     square's place from ``range(width - side)``."""
     height, width = x.shape[2:]
     side = min(height, width) - 1
@@ -188,23 +191,23 @@ def _widest_square(x: Tensor) -> float:
 
 
 def _nearest_of_another_class(model: Model, x: Tensor, eot: int) -> np.ndarray:
-    """For each clip the nearest one (L2) that the model decides otherwise about, or noise."""
-    decided = target.predictions(model, x, eot=eot)
+    """For each clip the nearest one (L2) with another prediction, or noise; shaped as x."""
+    predicted = target.predictions(model, x, eot=eot)
     distances = torch.cdist(x.flatten(1), x.flatten(1))
-    distances[decided[:, None] == decided] = torch.inf
-    nearest, which = distances.min(1)
-    start = x[which].cpu().numpy()
-    alone = nearest.isinf().cpu().numpy()
-    spread = x.abs().max().item()
-    noise = rng(0, "art", "start").uniform(-spread, spread, start.shape)
-    start[alone] = noise[alone].astype(start.dtype)
+    distances[predicted[:, None] == predicted] = torch.inf
+    distance, index = distances.min(1)
+    start = x[index].cpu().numpy()
+    none = distance.isinf().cpu().numpy()
+    largest = x.abs().max().item()
+    noise = rng(0, "art", "start").uniform(-largest, largest, start.shape)
+    start[none] = noise[none].astype(start.dtype)
     return start
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """ART draws from the global generators: lend it seeded ones, and put back what was there."""
-    numpys, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002
+    """Seed the global generators that ART draws from, and restore them afterwards."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         np.random.set_state(np.random.RandomState(seed % 2**32).get_state())  # noqa: NPY002
@@ -212,5 +215,5 @@ def _seeded(seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            np.random.set_state(numpys)  # noqa: NPY002
-            random.setstate(pythons)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)

@@ -1,8 +1,8 @@
-"""Checkpoints that survive a kill and notice damage.
+"""Checkpoints of a training: saving them whole, and loading the newest undamaged one.
 
 A checkpoint is a folder of safetensors files with a manifest of their SHA-256 (neither torch nor
-safetensors notices a flipped bit). It is written beside its place and renamed; the newest two are
-kept, and a damaged one is refused with its reason.
+safetensors notices a flipped bit). It is written to a temporary folder and renamed; the newest two
+remain, and a damaged one is refused with its reason.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CheckpointError(InputError):
 
 
 def newest_two(rounds: list[int]) -> Collection[int]:
-    """Of the rounds saved, sorted, those to keep: this checkpoint and the one before it."""
+    """Return the last two of the sorted ``rounds``."""
     return rounds[-2:]
 
 
@@ -42,8 +42,11 @@ def save(
     *,
     keep: Callable[[list[int]], Collection[int]] = newest_two,
 ) -> None:
-    """Save the state after ``round_number``. folder: the run's ``checkpoint``; parts: file name
-    without ending -> arrays; keep: which rounds' of those saved are not removed."""
+    """Save the state after ``round_number`` and remove older checkpoints.
+
+    folder: the run's ``checkpoint``; parts: file name without ending -> arrays; keep: the sorted
+    rounds with a checkpoint -> those whose checkpoints are not removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".partial-*"):
         shutil.rmtree(stale)
@@ -72,10 +75,10 @@ def _round(path: Path) -> int:
 
 
 def load(folder: Path, *, before: float = math.inf) -> tuple[int, dict[str, Arrays]] | None:
-    """Round and parts of the newest sound checkpoint of a round ``before`` that; None if none was
-    ever saved.
+    """Return round and parts of the newest undamaged checkpoint of a round below ``before``, or
+    None if there is no checkpoint.
 
-    Raises CheckpointError, with every reason, if there are checkpoints and none is sound.
+    Raises CheckpointError, with every reason, if all checkpoints are damaged.
     """
     reasons = []
     for path in sorted(folder.glob("round-*"), reverse=True):

@@ -1,4 +1,4 @@
-"""A command's manners: what it cannot use it says in one line, and its exit code tells."""
+"""Commands: a parser and a runner that report an error in one line and in the exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(parser: Parser, work: Callable[..., None], arguments: Sequence[str] | None = None) -> int:
-    """Parse the arguments, do the work with them as keywords. Returns the command's exit code."""
+    """Call ``work`` with the parsed arguments as keywords and return the command's exit code."""
     try:
         work(**vars(parser.parse_args(arguments)))
     except (InputError, OSError, RuntimeError) as error:

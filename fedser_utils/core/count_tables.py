@@ -1,8 +1,7 @@
-"""What a server without recordings knows of them: counts.
+"""Tables of clips and of predictions from counts, for a server that has no recordings.
 
-Tables of clips and of decisions are written out from counts, so that everything that reads them
-works as always. The clips in them have no names of their own: a "#" in its name says that a clip
-was counted, and that it is not the same clip in two conditions. What pairs clips must not use it.
+What reads such tables works as always. Their clips have invented names with a "#", and one name is
+not the same clip in two conditions: comparisons that pair clips must not use them (``is_counted``).
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ MARK = "#"
 
 
 def clips_from_counts(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> pd.DataFrame:
-    """Rows as of a run's ``clips.parquet``. counts: client -> emotion -> [training, test]."""
+    """Return rows of a run's ``clips.parquet``; counts: client -> emotion -> [training, test]."""
     rows = [
         (f"{client}{MARK}{emotion}-{part}-{i:03d}", client, None, emotion, np.nan, part, client)
-        for client, own in counts.items()
-        for emotion, pair in sorted(own.items())
+        for client, by_emotion in counts.items()
+        for emotion, pair in sorted(by_emotion.items())
         for part, count in zip(("train", "test"), pair, strict=True)
         for i in range(count)
     ]
@@ -31,22 +30,22 @@ def clips_from_counts(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> pd.D
 def predictions_from_counts(
     confusions: Mapping[str, Mapping[str, Sequence[int]]], classes: Sequence[str]
 ) -> pd.DataFrame:
-    """Rows as of a run's ``predictions.parquet``: attack, condition, draw, clip, speaker, y_true,
-    y_pred. confusions: client -> "attack/condition" -> (classes x classes,) counts."""
+    """Return a table as a run's ``predictions.parquet``: attack, condition, draw, clip, speaker,
+    y_true, y_pred. confusions: client -> "attack/condition" -> (classes x classes,) counts."""
     parts, names = [], np.asarray(classes, dtype=object)
     for client, tables in confusions.items():
         for key, flat in tables.items():
             attack, condition = key.split("/")
             cells = np.repeat(np.arange(len(flat)), flat)
             facts = {"attack": attack, "condition": condition, "draw": 0, "speaker": client}
-            truth, said = names[cells // len(classes)], names[cells % len(classes)]
-            own = pd.DataFrame({"y_true": truth, "y_pred": said} | facts)
-            place = own.groupby("y_true").cumcount().astype(str).str.zfill(3)
-            own["clip"] = client + MARK + own["y_true"] + "-test-" + place
-            parts.append(own)
+            y_true, y_pred = names[cells // len(classes)], names[cells % len(classes)]
+            rows = pd.DataFrame({"y_true": y_true, "y_pred": y_pred} | facts)
+            place = rows.groupby("y_true").cumcount().astype(str).str.zfill(3)
+            rows["clip"] = client + MARK + rows["y_true"] + "-test-" + place
+            parts.append(rows)
     return pd.concat(parts, ignore_index=True)
 
 
 def is_counted(clips: pd.Series) -> bool:
-    """Whether these clips were counted, and so cannot be paired."""
+    """Return whether these clips were counted, so that comparisons cannot pair them."""
     return bool(clips.str.contains(MARK, regex=False).any())

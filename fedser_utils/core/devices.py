@@ -1,4 +1,4 @@
-"""The workers of this machine, a thread for each core or one for a GPU, and what it is called."""
+"""The device that computes: its choice, precision, name, and its pool of worker threads."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from fedser_utils.core.settings import Settings
 
 @contextmanager
 def worker_pool(device: str) -> Iterator[ThreadPoolExecutor]:
-    """On CPU a thread for each core, each with one torch thread: small convolutions gain more
-    from two clients side by side than from two cores each, and the result no longer depends on
-    the number of cores. On a GPU, one worker."""
+    """Yield a pool of workers: a thread for each core, or one on a GPU.
+
+    Each has one torch thread: small convolutions gain more from two clients side by side than
+    from two cores each, and the result does not depend on the number of cores.
+    """
     count = torch.get_num_threads() if device == "cpu" else 1
     try:
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -29,18 +31,18 @@ def worker_pool(device: str) -> Iterator[ThreadPoolExecutor]:
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, or the processor's with the instructions that torch uses of it: ``AMD EPYC
-    7B13, AVX2``."""
+    """Return the GPU's name, or the processor's with its vector instructions that torch uses:
+    ``AMD EPYC 7B13, AVX2``."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(named, platform.machine())}, {torch.backends.cpu.get_cpu_capability()}"
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def resolve_device(settings: Settings) -> str:
-    """The torch device these settings mean. Raises InputError where it is not there."""
+    """Return the name of the torch device. Raises InputError where it is not available."""
     if settings.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
@@ -49,18 +51,18 @@ def resolve_device(settings: Settings) -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies in bf16; where it does not, bf16 is several times slower
-    than fp32."""
+    """Return whether this processor multiplies in bf16; others are several times slower in it
+    than in fp32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def uses_bf16(settings: Settings, device: str) -> bool:
-    """Whether training runs under bf16 autocast: on request, or where it is fast."""
+    """Return whether to compute under bf16 autocast: as set, or where it is fast."""
     if settings.precision == "auto":
         return device != "cpu" or cpu_has_bf16()
     return settings.precision == "bf16"
 
 
 def hardware(device: str, *, bf16: bool) -> dict[str, str]:
-    """Columns that say where a number was computed: processor, precision."""
+    """Return the columns ``processor`` and ``precision`` of a table of results."""
     return {"processor": device_name(device), "precision": "bf16" if bf16 else "fp32"}

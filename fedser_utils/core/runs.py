@@ -1,7 +1,7 @@
-"""A run is a folder: settings, rounds, predictions, weights, checkpoints. No pickle anywhere.
+"""A run's folder: its settings, tables, weights and lock, and finding the runs of a study.
 
-Everything is written beside its place and renamed, so a reader or a crash never meets half a
-file.
+Every file is written under a temporary name and renamed, so no reader meets half a file. No pickle
+anywhere.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from fedser_utils.core.errors import InputError
-from fedser_utils.core.settings import BEFORE, EXECUTION, IDENTITY, ROOT, Settings
+from fedser_utils.core.settings import EXECUTION, FORMER_DEFAULTS, IDENTITY, ROOT, Settings
 
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
-DEPLOYED = "deployment"  # in the place of a corpus's fingerprint: the clients' are their own
+DEPLOYED = "deployment"  # instead of a corpus's fingerprint, which only the clients know
 PREDICTIONS = ["run", "model", "round", "attack", "condition", "draw", "clip", "speaker"]
 PREDICTIONS += ["y_true", "y_pred"]
 LOCKS = Path("/proc/locks")  # Linux's list of locks, with the process that holds each
@@ -44,7 +44,7 @@ class RunBusyError(InputError):
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A path to write to, beside ``path``; renamed to it when all went well."""
+    """Yield a temporary path; its file is renamed to ``path`` after success."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -57,7 +57,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder. config: what its config.json holds."""
+    """A run. folder: where it lies; config: the content of its config.json."""
 
     folder: Path
     config: dict[str, Any]
@@ -68,16 +68,16 @@ class Run:
 
     @property
     def settings(self) -> Settings:
-        """The settings it was made with; its outputs are where it lies now."""
+        """The settings of its training, with its present folder as outputs."""
         return Settings(**self.config["settings"] | {"outputs": str(self.folder.parent)})
 
     @property
     def complete(self) -> bool:
-        """Whether the last round was reached and its model written."""
+        """Whether its training has ended and its model is written."""
         return (self.folder / "model.safetensors").exists()
 
     def table(self, name: str) -> pd.DataFrame:
-        """predictions, clips (parquet) or rounds, rejected (CSV); empty if not yet written."""
+        """Return a table: predictions, clips (parquet), rounds, rejected (CSV); empty if absent."""
         for path, read in (
             (self.folder / f"{name}.parquet", pd.read_parquet),
             (self.folder / f"{name}.csv", pd.read_csv),
@@ -89,18 +89,18 @@ class Run:
     def cached(
         self, name: str, key: Mapping[str, Any], make: Callable[[], pd.DataFrame]
     ) -> pd.DataFrame:
-        """``name.parquet``, if it was made with this key (what its content depends on); otherwise
-        made now and written."""
+        """Return ``name.parquet`` if it was written under the same key (what its content depends
+        on); otherwise call ``make`` and write it."""
         key = json.loads(json.dumps(key))
-        found = self.table(name)
-        if found.attrs.get("key") != key:
-            found = make()
-            found.attrs["key"] = key
-            self.write(f"{name}.parquet", found)
-        return found
+        table = self.table(name)
+        if table.attrs.get("key") != key:
+            table = make()
+            table.attrs["key"] = key
+            self.write(f"{name}.parquet", table)
+        return table
 
     def write(self, name: str, table: pd.DataFrame) -> None:
-        """name: with its ending, .csv or .parquet."""
+        """Write a table into the folder. name: with its ending, .csv or .parquet."""
         write_table(self.folder / name, table)
 
 
@@ -122,28 +122,28 @@ def write_text(path: Path, text: str) -> None:
 
 
 def settings_digest(settings: Mapping[str, Any], fingerprint: str) -> str:
-    """Digest of everything two runs of one study must share to be compared: all settings that
-    change a result, except which model and which seed it is, and the corpus's content."""
+    """Return the digest that two runs must share to be compared: of all settings that change a
+    result, without those of ``IDENTITY``, and of the corpus's content."""
     left_out = {*EXECUTION, *IDENTITY, "corpus"}
-    left_out |= {k for k, v in BEFORE.items() if k in settings and settings[k] == v}
+    left_out |= {k for k, v in FORMER_DEFAULTS.items() if k in settings and settings[k] == v}
     shared = {k: v for k, v in settings.items() if k not in left_out} | {"corpus": fingerprint}
     text = json.dumps(shared, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def run_name(settings: Settings, fingerprint: str) -> str:
-    """The name of the run of these settings on this corpus."""
+    """Return the name of the run of these settings on this corpus."""
     digest = settings_digest(settings.values(), fingerprint)
     return f"{settings.study}-{settings.model}-s{settings.seed}-{digest}"
 
 
 def read_run(folder: Path) -> Run:
-    """A run from its folder."""
+    """Return the run in a folder."""
     return Run(folder, json.loads((folder / "config.json").read_text()))
 
 
 def open_run(settings: Settings, fingerprint: str, **facts: Any) -> Run:
-    """The run of these settings on this corpus: found again, or started with its config.json.
+    """Return the run of these settings on this corpus; a new one gets its folder and config.json.
 
     fingerprint: of the corpus's content. facts: further entries for config.json, e.g. device.
     """
@@ -170,18 +170,18 @@ def open_run(settings: Settings, fingerprint: str, **facts: Any) -> Run:
 
 
 def find_runs(outputs: str | Path, study: str) -> list[Run]:
-    """All runs of a study, oldest first."""
+    """Return all runs of a study, oldest first."""
     configs = (json.loads(path.read_text()) for path in Path(outputs).glob("*/config.json"))
     chosen = [c for c in configs if c["study"] == study]
     return [Run(Path(outputs) / c["run"], c) for c in sorted(chosen, key=lambda c: c["started"])]
 
 
 def study_runs(settings: Settings) -> list[Run]:
-    """The complete runs of the settings' study that can stand in one table, oldest first.
+    """Return the complete runs of the settings' study that belong in one table, oldest first.
 
-    Runs that differ in more than model and seed are not mixed: if there are several such groups,
-    the one made with exactly these settings is taken. Raises InputError where no run is
-    complete, or several groups are and none is this one.
+    Runs that differ in more than model and seed are not mixed: of several such groups, the one
+    with exactly these settings is taken. Raises InputError where no run is complete, or where none
+    of several groups has these settings.
     """
     outputs, study = settings.outputs, settings.study
     runs = [run for run in find_runs(outputs, study) if run.complete]
@@ -191,38 +191,36 @@ def study_runs(settings: Settings) -> list[Run]:
     if len(groups) > 1:
         values = settings.values()
         prints = {run.config["fingerprint"] for run in runs}
-        found = groups & {settings_digest(values, fingerprint) for fingerprint in prints}
-        if len(found) != 1:
-            listed = ", ".join(run.id for run in runs)
-            what = (
-                "on different corpora; move those of the former one away"
-                if found
-                else ("with different settings")
-            )
-            raise InputError(f"study {study!r} holds runs {what}: {listed}")
-        log.warning("study %s: %d groups of runs, using %s", study, len(groups), *found)
-        groups = found
+        same = groups & {settings_digest(values, fingerprint) for fingerprint in prints}
+        if len(same) != 1:
+            ids = ", ".join(run.id for run in runs)
+            fault = "with different settings"
+            if same:
+                fault = "on different corpora; move those of the former one away"
+            raise InputError(f"study {study!r} holds runs {fault}: {ids}")
+        log.warning("study %s: %d groups of runs, using %s", study, len(groups), *same)
+        groups = same
     return [run for run in runs if run.config["setting"] in groups]
 
 
 def find_run(settings: Settings) -> Run:
-    """The complete run of the settings' study, model and seed; its corpus is where the settings
-    have it now. Raises InputError if there is none."""
+    """Return the complete run of the settings' study, model and seed, with the settings' path of
+    the corpus. Raises InputError if there is none."""
     runs = study_runs(settings)
     for run in runs:
-        made = run.config["settings"]
-        if (run.config["model"], made["seed"]) == (settings.model, settings.seed):
-            return Run(run.folder, run.config | {"settings": made | {"corpus": settings.corpus}})
-    listed = ", ".join(run.id for run in runs)
+        values = run.config["settings"]
+        if (run.config["model"], values["seed"]) == (settings.model, settings.seed):
+            return Run(run.folder, run.config | {"settings": values | {"corpus": settings.corpus}})
+    ids = ", ".join(run.id for run in runs)
     raise InputError(
         f"study {settings.study!r} has no complete run of model {settings.model!r} with seed "
-        f"{settings.seed}; it has {listed}"
+        f"{settings.seed}; it has {ids}"
     )
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run's lock; it goes with the process, however that ends."""
+    """Lock a run's folder. Raises RunBusyError if another process locks it."""
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,8 +230,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def lock_holder(folder: Path) -> str:
-    """Who holds a run's lock, in words; "" if nobody does. Nothing is written, and no lock taken: a
-    training that starts in this instant must find it free."""
+    """Return the process that locks a run's folder, as ``process 123``, or "".
+
+    Takes no lock itself: a training that starts in this instant must not be refused.
+    """
     path = folder / ".lock"
     if not path.exists():
         return ""
@@ -246,12 +246,12 @@ def lock_holder(folder: Path) -> str:
 
 
 def save_model(run: Run, weights: Arrays, **metadata: str) -> None:
-    """Write ``model.safetensors``; its presence says that the run is complete."""
+    """Write ``model.safetensors``, which makes the run complete."""
     save_arrays(run.folder / "model.safetensors", weights, **metadata)
 
 
 def load_model(run: Run) -> Arrays:
-    """The arrays of ``model.safetensors``."""
+    """Return the arrays of ``model.safetensors``."""
     return load_file(run.folder / "model.safetensors")
 
 
@@ -263,30 +263,30 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], **metadata: str) -
 
 
 def load_arrays(path: Path) -> Arrays:
-    """What ``save_arrays`` wrote."""
+    """Return what ``save_arrays`` wrote."""
     return load_file(path)
 
 
 def hardware(runs: Sequence[Run]) -> dict[str, str]:
-    """Columns that say where runs were trained: processor, precision; several with semicolons."""
+    """Return the columns ``processor`` and ``precision`` of runs; several joined by semicolons."""
     precisions = {True: "bf16", False: "fp32", None: "precision not recorded"}
-    found = {
+    columns = {
         "processor": {run.config["device"] for run in runs},
         "precision": {precisions[run.config.get("bf16")] for run in runs},
     }
-    return {name: "; ".join(sorted(values)) for name, values in found.items()}
+    return {name: "; ".join(sorted(values)) for name, values in columns.items()}
 
 
 def origin(runs: Sequence[Run]) -> str:
-    """Where a figure comes from: runs, the commits they were made with, where, and the present
-    commit."""
-    made = ", ".join(sorted({run.config["commit"] for run in runs}))
-    made += f" on {', '.join(hardware(runs).values())}"
-    return f"runs {', '.join(run.id for run in runs)}; made with {made}; drawn with {commit()}"
+    """Return a figure's origin: the runs, their commits and hardware, and the present commit."""
+    commits = ", ".join(sorted({run.config["commit"] for run in runs}))
+    where = ", ".join(hardware(runs).values())
+    ids = ", ".join(run.id for run in runs)
+    return f"runs {ids}; made with {commits} on {where}; drawn with {commit()}"
 
 
 def commit() -> str:
-    """The repository's commit, with "+" if the work tree differs; "unknown" outside git."""
+    """Return the repository's commit, with "+" if the work tree differs; "unknown" outside git."""
     try:
         options = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
         head = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()

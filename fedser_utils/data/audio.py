@@ -1,7 +1,7 @@
-"""One audio file -> a checked mono waveform at one rate, or a reason why not.
+"""Reading audio files as checked mono waveforms, and writing WAVs.
 
-libsndfile opens some damaged files with a wrong length or rate and says nothing, so what was
-decoded is compared with what the header claims: WAV by its chunk sizes and byte rate, FLAC by
+libsndfile opens some damaged files with a wrong length or rate without an error, so the decoded
+samples are compared with the header: WAV by its chunk sizes and byte rate, FLAC by
 its stream's MD5 and the rate in its first frame, everything else by the announced length.
 """
 
@@ -23,7 +23,7 @@ from fedser_utils.core.front_end import SPEECH
 SAMPLE_RATE = SPEECH.sample_rate
 EXTENSIONS = (".wav", ".flac", ".mp3")
 RATES = range(1_000, 768_001)  # Hz; anything else is a damaged header
-PLAYABLE = range(8_000, 48_001)  # Hz; what every browser plays
+PLAYABLE = range(8_000, 48_001)  # Hz that every browser plays
 SILENCE = 2.0**-15  # one step of a 16-bit recording
 
 _FLAC_RATES = {1: 88_200, 2: 176_400, 3: 192_000, 4: 8_000, 5: 16_000, 6: 22_050, 7: 24_000}
@@ -31,13 +31,13 @@ _FLAC_RATES |= {8: 32_000, 9: 44_100, 10: 48_000, 11: 96_000}
 
 
 class BadClipError(ValueError):
-    """A clip that must not enter an experiment; its text is the reason."""
+    """A clip cannot be used; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A decoded clip. waveform: (samples,) float32 at the rate asked for; seconds, and rate in
-    Hz, of the original; digest: hex BLAKE2 of the file's bytes."""
+    """A decoded clip. waveform: (samples,) float32, resampled; seconds and rate (Hz): of the
+    file; digest: hex BLAKE2 of the file's bytes."""
 
     waveform: np.ndarray
     seconds: float
@@ -46,10 +46,10 @@ class Clip:
 
 
 def read(path: str | Path, *, rate: int = SAMPLE_RATE) -> Clip:
-    """Decode, check, mix down and resample one file to ``rate`` Hz.
+    """Return one file decoded, checked, mixed down to mono and resampled to ``rate`` Hz.
 
-    Raises BadClipError when the file cannot be read, is empty or silent, holds NaN, infinity or
-    what becomes so when resampled, or contradicts its own header.
+    Raises BadClipError when the file cannot be read, is empty or silent, has samples that are or
+    become NaN or infinite, or contradicts its header.
     """
     try:
         data = Path(path).read_bytes()
@@ -57,7 +57,7 @@ def read(path: str | Path, *, rate: int = SAMPLE_RATE) -> Clip:
         raise BadClipError(f"cannot be opened: {error.strerror}") from error
     if not data:
         raise BadClipError("empty file")
-    samples, own = _decode(data)
+    samples, original_rate = _decode(data)
     mono = samples.mean(axis=1)
     if not len(mono):
         raise BadClipError("empty: no samples")
@@ -65,16 +65,16 @@ def read(path: str | Path, *, rate: int = SAMPLE_RATE) -> Clip:
         raise BadClipError("holds NaN or infinite samples")
     if np.ptp(mono) < SILENCE:
         raise BadClipError("silent")
-    waveform = soxr.resample(mono, own, rate)
+    waveform = soxr.resample(mono, original_rate, rate)
     if not np.isfinite(waveform).all():  # a filter overshoots, and float32 ends at 3.4e38
         raise BadClipError(f"too large to be resampled: samples up to {np.abs(mono).max():.2g}")
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return Clip(waveform, len(mono) / own, digest, own)
+    return Clip(waveform, len(mono) / original_rate, digest, original_rate)
 
 
 def write(path: Path, waveform: np.ndarray, *, rate: int = SAMPLE_RATE) -> Path:
-    """Write a 16-bit WAV at ``rate`` Hz; its folder is made. waveform: (samples,) in [-1, 1].
-    Returns the path, with what no file name should hold replaced by "-"."""
+    """Write a 16-bit WAV and its folder. Returns the path, with "-" for characters that no file
+    name should have. waveform: (samples,) in [-1, 1]; rate: Hz."""
     path = path.with_name(re.sub(r"[^\w.]+", "-", path.name))
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, waveform, rate, subtype="PCM_16")
@@ -82,8 +82,8 @@ def write(path: Path, waveform: np.ndarray, *, rate: int = SAMPLE_RATE) -> Path:
 
 
 def playable(waveform: np.ndarray, *, rate: int = SAMPLE_RATE) -> bytes:
-    """A 16-bit WAV for a browser: at ``rate`` Hz, or at 16 kHz where that is not ``PLAYABLE``.
-    waveform: (samples,); what goes beyond [-1, 1], as it may when resampled, is made softer."""
+    """Return a 16-bit WAV for a browser, at ``rate`` Hz, or at 16 kHz if it is not ``PLAYABLE``.
+    waveform: (samples,); scaled down where it exceeds [-1, 1], as it may after resampling."""
     if rate not in PLAYABLE:
         waveform, rate = soxr.resample(waveform, rate, SAMPLE_RATE), SAMPLE_RATE
     wav, peak = io.BytesIO(), max(1.0, float(np.abs(waveform).max(initial=0)))
@@ -92,7 +92,7 @@ def playable(waveform: np.ndarray, *, rate: int = SAMPLE_RATE) -> bytes:
 
 
 def _decode(data: bytes) -> tuple[np.ndarray, int]:
-    """The samples (frames, channels) float32 and the rate in Hz, checked against the header."""
+    """Samples (frames, channels) float32 and rate in Hz, checked against the header."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, announced, subtype = file.samplerate, file.frames, file.subtype
@@ -114,8 +114,8 @@ def _decode(data: bytes) -> tuple[np.ndarray, int]:
 
 
 def _check_wav(data: bytes) -> None:
-    """RIFF: the format's fields must agree with one another and the data chunk with the file."""
-    position, found = 12, False
+    """Raise BadClipError if the format's fields disagree, or data chunk and file size."""
+    position = 12
     while position + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, position)
         body = position + 8
@@ -125,20 +125,18 @@ def _check_wav(data: bytes) -> None:
             if plain and (block != channels * ((bits + 7) // 8) or byte_rate != rate * block):
                 raise BadClipError(f"header contradicts itself: {rate} Hz, {byte_rate} bytes/s")
         if name == b"data":
-            found = True
             streamed = size >= 0x7FFFFFFF  # written to a pipe: the length was never known
             if not streamed and body + size > len(data):
                 raise BadClipError(
                     f"header announces {size} bytes of audio, {len(data) - body} present"
                 )
-            break
+            return
         position = body + size + size % 2
-    if not found:
-        raise BadClipError("header has no data chunk")
+    raise BadClipError("header has no data chunk")
 
 
 def _check_flac(data: bytes, samples: np.ndarray, rate: int, subtype: str) -> None:
-    """FLAC: STREAMINFO's MD5 (of the little-endian interleaved samples) and the frames' rate."""
+    """Raise BadClipError if STREAMINFO's MD5 or the first frame's rate contradict the samples."""
     position, info = 4, None
     while position + 4 <= len(data):
         kind, size = data[position], int.from_bytes(data[position + 1 : position + 4], "big")

@@ -1,6 +1,6 @@
-"""Clips -> clients of a skew that is chosen: alike, with other labels, or with more clips.
+"""Assigning clips to clients: by speaker, evenly, or with skewed labels or numbers of clips.
 
-Test clips are dealt as training clips are, so that a client is tested on what it is like.
+Test clips are assigned as training clips are, so that both have a client's distribution.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from fedser_utils.core.errors import InputError, choose
 from fedser_utils.core.seeding import rng
 from fedser_utils.core.settings import DEFAULT_SKEW, PARTITIONS, client_name
 
-DRAWS = 100  # before a skew is given up that leaves a client without a clip
+DRAWS = 100  # at most, until every client has a training clip
 
 
 def assign_clients(
     clips: pd.DataFrame, *, how: str, count: int, alpha: float | None, seed: int
 ) -> pd.Series:
-    """The client of every row of ``clips`` (clip, speaker, emotion, split).
+    """Return the client of every row of ``clips`` (clip, speaker, emotion, split).
 
-    speaker: each is a client. Otherwise ``count`` clients: iid, equal shares at random; dirichlet,
-    each class shared out by a draw of a Dirichlet distribution (Hsu et al., 2019); quantity, all
-    clips by one such draw (Li et al., 2022). alpha: the distribution's, of all clients alike;
-    small: very unequal shares; None: ``settings.SKEWED``.
+    how: "speaker", each is a client. Otherwise ``count`` clients: "iid", equal shares at random;
+    "dirichlet", of each class a share drawn from a Dirichlet distribution (Hsu et al., 2019);
+    "quantity", of all clips one such share (Li et al., 2022). alpha: the distribution's, equal for
+    all clients; small: very unequal shares; None: ``settings.DEFAULT_SKEW``.
 
-    Raises InputError where a client would have no training clip, in any of ``DRAWS`` draws.
+    Raises InputError where in each of ``DRAWS`` draws a client has no training clip.
     """
     choose("partition", how, PARTITIONS)
     if how == "speaker":
@@ -48,7 +48,7 @@ def assign_clients(
 def _draw(
     clips: pd.DataFrame, how: str, count: int, alpha: float | None, generator: np.random.Generator
 ) -> pd.Series:
-    """A number of a client for every row."""
+    """The number of a client for every row."""
     numbers = np.zeros(len(clips), int)
     labels = clips["emotion"] if how == "dirichlet" else np.full(len(clips), "")
     table = pd.DataFrame({"label": labels, "split": clips["split"], "clip": clips["clip"]})
@@ -57,9 +57,9 @@ def _draw(
         share = np.full(count, 1 / count)
         if how in DEFAULT_SKEW:
             share = generator.dirichlet(np.full(count, alpha))
-        for _, own in of_label.groupby("split"):
-            cuts = np.round(np.cumsum(share)[:-1] * len(own)).astype(int)
-            dealt_out = np.split(generator.permutation(own["place"].to_numpy()), cuts)
-            for number, places in enumerate(dealt_out):
+        for _, part in of_label.groupby("split"):
+            cuts = np.round(np.cumsum(share)[:-1] * len(part)).astype(int)
+            shares = np.split(generator.permutation(part["place"].to_numpy()), cuts)
+            for number, places in enumerate(shares):
                 numbers[places] = number
     return pd.Series(numbers, index=clips.index)

@@ -1,7 +1,7 @@
-"""A folder of recordings, or several -> one tidy table of clips.
+"""Corpora: one table of clips from a folder of recordings, a manifest, or several of them.
 
-Whatever cannot be used is listed with its reason in ``Corpus.rejected``, never dropped in silence.
-Several corpora are joined under one vocabulary.
+Every file that cannot be used is in ``Corpus.rejected`` with its reason. Several corpora are
+joined under one vocabulary of classes.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ log = logging.getLogger(__name__)
 # several corpora's names for one emotion
 VOCABULARY = {"joy": "happiness", "happy": "happiness", "surprised": "surprise", "angry": "anger"}
 VOCABULARY |= {"sad": "sadness", "fearful": "fear", "disgusted": "disgust"}
-AMBIGUOUS = ("boredom", "calm")  # some corpora take them for neutral, others do not know them
+AMBIGUOUS = ("boredom", "calm")  # neutral in some corpora, absent in others
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """clips: one row per usable clip (clip, path, speaker, gender, emotion, corpus, language,
-    seconds, digest), sorted by clip, the path below the root; emotion is the label, of whatever
-    kind; classes: the labels, sorted; rejected: clip and reason of every other audio file; reader:
-    whose pattern the names have."""
+    """A corpus. clips: a row per usable clip (clip, path, speaker, gender, emotion, corpus,
+    language, seconds, digest, rate), sorted by clip, paths relative to the root; emotion is the
+    label, also of machines; classes: the labels, sorted; rejected: clip and reason of every other
+    audio file; reader: the name of the reader of its file names."""
 
     root: Path
     reader: str
@@ -52,11 +52,12 @@ class Corpus:
 
     @property
     def name(self) -> str:
+        """The names of the corpora in it, joined by " + "."""
         return " + ".join(sorted(self.clips["corpus"].unique()))
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of every clip's bytes and label: equal corpora, equal fingerprints."""
+        """Hex digest of all clips' bytes, speakers and labels."""
         rows = self.clips[["digest", "speaker", "emotion"]].astype(str).agg(" ".join, axis=1)
         return hashlib.blake2b("\n".join(rows).encode(), digest_size=8).hexdigest()
 
@@ -64,13 +65,13 @@ class Corpus:
 def load_corpus(
     root: str | Path, *, reader: str | None = None, alone: bool = False, name: str | None = None
 ) -> Corpus:
-    """Read a corpus: every file is named, decoded and checked once.
+    """Return a corpus, with every file decoded and checked.
 
     root: a folder of WAV, FLAC or MP3 files in any sub-folders, a folder with a ``manifest.csv``,
     or a CSV file with a column path (relative to it), a column of ``CLIENT``, one of ``LABEL`` (or
     one other column, which is the label then), and perhaps gender, corpus and language.
-    reader: a name from ``READERS``, "manifest" or "folders"; None recognises it. alone: it is the
-    share of one client: one speaker, and whatever classes. name: None: the folder's.
+    reader: a name from ``READERS``, "manifest" or "folders"; None: recognised by file names.
+    alone: it belongs to one client: one speaker, any classes. name: None: the folder's.
 
     Raises InputError for no clips, a single speaker (alone: several), a class with a single clip,
     an unknown reader, or a manifest that lacks a column.
@@ -84,11 +85,11 @@ def load_corpus(
 def load_corpora(
     places: Mapping[str, Path], *, classes: str = "shared", reader: str | None = None
 ) -> Corpus:
-    """Read several corpora as one. places: name -> as ``load_corpus``'s root.
+    """Return several corpora as one. places: name -> a root as ``load_corpus`` takes it.
 
-    Clips and speakers are prefixed by their corpus's name, labels are brought under one
-    ``VOCABULARY``. classes: "shared": those that every corpus has, but for ``UNSHARED``; "all":
-    any. A clip of another class is among the rejected.
+    Clips and speakers are prefixed by their corpus's name, labels translated by ``VOCABULARY``.
+    classes: "shared": those that every corpus has, without ``AMBIGUOUS`` ones; "all": any. Clips
+    of other classes are rejected.
 
     Raises InputError for fewer than two classes, naming each corpus's, and as ``load_corpus``.
     """
@@ -100,17 +101,17 @@ def load_corpora(
         corpus.clips.assign(path=[(corpus.root.relative_to(base) / p).as_posix() for p in paths])
         for corpus, paths in ((corpus, corpus.clips["path"]) for corpus in read.values())
     ]
-    own = {name: set(corpus.clips["emotion"]) for name, corpus in read.items()}
-    kept = set.union(*own.values())
+    labels = {name: set(corpus.clips["emotion"]) for name, corpus in read.items()}
+    used = set.union(*labels.values())
     if classes == "shared":
-        kept = set.intersection(*own.values()) - {*AMBIGUOUS}
-    if len(kept) < 2:
-        listed = "; ".join(f"{name} has {', '.join(sorted(has))}" for name, has in own.items())
+        used = set.intersection(*labels.values()) - {*AMBIGUOUS}
+    if len(used) < 2:
+        listed = "; ".join(f"{name} has {', '.join(sorted(has))}" for name, has in labels.items())
         raise InputError(
-            f"corpora {', '.join(places)} share {len(kept)} classes, not two or more: {listed}"
+            f"corpora {', '.join(places)} share {len(used)} classes, not two or more: {listed}"
         )
     table = pd.concat(tables, ignore_index=True)
-    out = ~table["emotion"].isin(kept)
+    out = ~table["emotion"].isin(used)
     reasons = table.loc[out, "emotion"].map(_left_out)
     rejected = [corpus.rejected for corpus in read.values()]
     rejected.append(pd.DataFrame({"clip": table.loc[out, "clip"], "reason": reasons}))
@@ -118,7 +119,7 @@ def load_corpora(
         root=base,
         reader="+".join(corpus.reader for corpus in read.values()),
         clips=table[~out].sort_values("clip", ignore_index=True),
-        classes=tuple(sorted(kept)),
+        classes=tuple(sorted(used)),
         rejected=pd.concat(rejected).sort_values("clip", ignore_index=True),
     )
     _check(joined, joined.name)
@@ -143,8 +144,8 @@ def _prefixed(corpus: Corpus, name: str) -> Corpus:
 
 
 def subsample(corpus: Corpus, most: int) -> Corpus:
-    """At most ``most`` clips of each speaker, at random, as evenly from its classes as that
-    allows; the others are neither used nor among the rejected."""
+    """Return the corpus with at most ``most`` random clips of each speaker, as evenly from its
+    classes as possible."""
     shuffled = corpus.clips.sample(frac=1, random_state=rng(0, "thinned"))
     turn = shuffled.groupby(["speaker", "emotion"]).cumcount()
     order = shuffled.assign(turn=turn).sort_values(["speaker", "turn"], kind="stable")
@@ -175,8 +176,7 @@ def _read(root: Path, reader: str | None, name: str | None) -> Corpus:
 
 
 def _decode(table: pd.DataFrame, base: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Decode every clip: adds seconds, digest and rate (Hz); the unusable ones go to the second
-    table."""
+    """The usable clips with seconds, digest and rate (Hz), and clip and reason of the others."""
 
     def inspect(name: str) -> tuple[float | None, str, int]:
         try:
@@ -186,8 +186,8 @@ def _decode(table: pd.DataFrame, base: Path) -> tuple[pd.DataFrame, pd.DataFrame
         return clip.seconds, clip.digest, clip.rate
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(inspect, table["path"])
-        checked = list(tqdm(found, "checking clips", len(table), unit="clip", leave=False))
+        results = pool.map(inspect, table["path"])
+        checked = list(tqdm(results, "checking clips", len(table), unit="clip", leave=False))
     table = table.assign(
         seconds=pd.Series([seconds for seconds, _, _ in checked], dtype=float),
         digest=[text for _, text, _ in checked],
@@ -199,8 +199,8 @@ def _decode(table: pd.DataFrame, base: Path) -> tuple[pd.DataFrame, pd.DataFrame
 
 
 def _check(corpus: Corpus, where: str, *, alone: bool = False, part: bool = False) -> None:
-    """Raises InputError where no experiment is possible. alone: with one client's share; part:
-    with a part of a corpus that is joined of several."""
+    """Raise InputError where no experiment is possible. alone: the clips of one client; part: one
+    of several corpora to be joined."""
     table, rejected, where = corpus.clips, corpus.rejected, f"corpus {where}"
     if table.empty:
         first = f", the first: {rejected['reason'].iloc[0]}" if len(rejected) else ""
@@ -220,7 +220,7 @@ def _check(corpus: Corpus, where: str, *, alone: bool = False, part: bool = Fals
 
 
 def _report(corpus: Corpus) -> None:
-    """Say what has been read, and what of it may surprise."""
+    """Log the corpus's size, and warn of rejected clips, twins, several rates, missing classes."""
     table, rejected = corpus.clips, corpus.rejected
     log.info(
         "%s: %d clips, %d speakers, %d classes, reader %s",
@@ -239,6 +239,8 @@ def _report(corpus: Corpus) -> None:
         log.warning("recordings of several rates, the lower ones lack high bands: %s", listed)
     lacking = pd.crosstab(table["speaker"], table["emotion"]) == 0
     if lacking.any(axis=None):
-        own = lacking[lacking.any(axis=1)].apply(lambda row: ", ".join(row.index[row]), axis=1)
-        count = "1 speaker has" if len(own) == 1 else f"{len(own)} speakers have"
-        log.warning("%s no clip of some class, such as %s: %s", count, own.index[0], own.iloc[0])
+        by_speaker = lacking[lacking.any(axis=1)]
+        speaker, row = next(by_speaker.iterrows())
+        count = "1 speaker has" if len(by_speaker) == 1 else f"{len(by_speaker)} speakers have"
+        first = ", ".join(row.index[row])
+        log.warning("%s no clip of some class, such as %s: %s", count, speaker, first)

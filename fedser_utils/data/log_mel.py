@@ -1,8 +1,8 @@
-"""Waveform -> standardised log-Mel image: the paper's input (section 6.2), or another front end's.
+"""Log-Mel images of waveforms, and the statistics that standardise them (paper, section 6.2).
 
-Extraction follows the lineage of the paper's own code: SciPy's magnitude spectrogram (whose
-density scaling matters for the floor of 1e-8) and Slaney's Mel filters. The statistics for the
-standardisation are pooled from sums that each client computes on its own clips.
+As in the paper's code: SciPy's magnitude spectrogram, whose density scaling matters for the floor
+of 1e-8, and Slaney's Mel filters. The statistics are pooled from sums that each client computes
+over its clips.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from fedser_utils.data.audio import SAMPLE_RATE
 FLOOR = 1e-8  # spectral magnitude
 LEVELS = ("none", "rms")
 LEVEL = 10 ** (-26 / 20)  # RMS of full scale; -26 dBov is usual for speech (ITU-T P.56)
-SILENT = 1e-6  # RMS, below which there is nothing to make louder
+SILENT = 1e-6  # RMS of a clip that is not made louder
+CACHE_VERSION = 1  # of the images: a test tells when it must rise
 
 
 class LogMel(nn.Module):
-    """Log-Mel images of waveforms; differentiable, computed in double precision because a quiet
-    band beside a loud one reaches down to the floor.
+    """A differentiable transform from waveforms to log-Mel images.
 
-    front: what the images show; level: "rms" first brings each waveform as a whole to an RMS of
-    -26 dB below full scale (plain RMS, silence included, where ITU-T P.56 measures active speech);
-    a silent one is left alone. Raises InputError where a Mel filter is empty.
+    It computes in double precision, because a quiet band beside a loud one reaches down to the
+    floor. level: "rms" first scales each waveform to an RMS of -26 dB of full scale (plain RMS,
+    silence included, where ITU-T P.56 measures active speech), except silent ones. Raises
+    InputError where a Mel filter is empty.
     """
 
     def __init__(self, front: FrontEnd = SPEECH, *, level: str = "none") -> None:
@@ -53,15 +54,15 @@ class LogMel(nn.Module):
         self.register_buffer("filters", _filters(front).double(), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """waveform: (batch, samples) at the front end's rate, any length >= 1. Shorter ones are
-        repeated to its samples, longer ones cut (paper: "self-repeated").
+        """Return the log-Mel images, (batch, 1, frames, bands) float32: ln(magnitude + 1e-8).
 
-        Returns (batch, 1, frames, mels) float32: ln(magnitude + 1e-8).
+        waveform: (batch, samples) at the front end's rate, any length >= 1. Shorter ones are
+        repeated to its samples, longer ones cut (paper: "self-repeated").
         """
         if waveform.ndim != 2 or not waveform.shape[1]:
             raise ValueError(f"waveform {tuple(waveform.shape)} must be (batch, samples >= 1)")
         if self.level == "rms":
-            waveform = _levelled(waveform)
+            waveform = _normalise_level(waveform)
         repeats = -(-self.front.samples // waveform.shape[1])
         filled = waveform.repeat(1, repeats)[:, : self.front.samples].double()
         frames = filled.unfold(1, self.front.window, self.front.hop) * self.window
@@ -70,9 +71,9 @@ class LogMel(nn.Module):
 
 
 class StandardisedLogMel(LogMel):
-    """From a waveform to the model's input: log-Mel, then (x - mean) / std per Mel band.
+    """A differentiable transform from waveforms to the model's input: (log-Mel - mean) / std.
 
-    mean, std: (mels,), as ``pool`` gives them; front, level: as ``LogMel`` takes them.
+    mean, std: (bands,), of ``pool_statistics``; front, level: as of ``LogMel``.
     """
 
     def __init__(
@@ -84,16 +85,16 @@ class StandardisedLogMel(LogMel):
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """waveform: (batch, samples). Returns (batch, 1, frames, mels) standardised."""
+        """Return standardised log-Mel, (batch, 1, frames, bands). waveform: (batch, samples)."""
         return (super().forward(waveform) - self.mean) / self.std
 
     def approximate_sound(self, x: Tensor) -> Tensor:
-        """``approximate_sound`` of standardised log-Mel, x: (batch, 1, frames, mels)."""
+        """Return ``approximate_sound`` of x: (batch, 1, frames, bands), standardised log-Mel."""
         return approximate_sound(x * self.std + self.mean, self.front)
 
 
 def _filters(front: FrontEnd) -> Tensor:
-    """(window / 2 + 1, mels) Slaney's. Raises InputError where one lets nothing through."""
+    """Slaney's Mel filters, (window / 2 + 1, bands). Raises InputError where one is all zero."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchaudio's, about what is refused below
         filters = melscale_fbanks(*_scale(front), norm="slaney", mel_scale="slaney")
@@ -107,12 +108,12 @@ def _filters(front: FrontEnd) -> Tensor:
 
 
 def _scale(front: FrontEnd) -> tuple[int, float, float, int, int]:
-    """What ``melscale_fbanks`` wants to know."""
+    """The arguments of ``melscale_fbanks``: bins, lowest and highest Hz, bands, sample rate."""
     return front.window // 2 + 1, front.lowest, front.highest, front.bands, front.sample_rate
 
 
-def _levelled(waveform: Tensor) -> Tensor:
-    """(batch, samples) float64, each at the RMS of ``LEVEL`` unless it is silent."""
+def _normalise_level(waveform: Tensor) -> Tensor:
+    """The waveforms scaled to an RMS of ``LEVEL`` unless silent, (batch, samples) float64."""
     power = waveform.double().square().mean(1, keepdim=True)
     # a root has no gradient at 0
     gain = LEVEL / power.clamp(min=SILENT**2).sqrt()
@@ -120,12 +121,12 @@ def _levelled(waveform: Tensor) -> Tensor:
 
 
 def approximate_sound(log_mel: Tensor, front: FrontEnd = SPEECH) -> Tensor:
-    """A sound whose log-Mel is roughly ``log_mel``: an approximation, not a recording.
+    """Return waveforms whose log-Mel images are roughly ``log_mel``, (batch, samples) in [-1, 1].
 
-    Mel bands hold neither a spectrum's detail nor its phase: the bands are spread over the
-    frequencies by least squares, and the phase is guessed (Griffin and Lim, 1984).
+    An image has neither a spectrum's detail nor its phase: the bands are spread over the
+    frequencies by least squares, and the phase is estimated (Griffin and Lim, 1984).
 
-    log_mel: (batch, 1, frames, mels), not standardised. Returns (batch, samples) in [-1, 1].
+    log_mel: (batch, 1, frames, bands), not standardised.
     """
     window = partial(torch.hamming_window, periodic=False)
     bins, lowest, highest, bands, rate = _scale(front)
@@ -143,13 +144,13 @@ def approximate_sound(log_mel: Tensor, front: FrontEnd = SPEECH) -> Tensor:
 
 
 def load_waveform(path: str | Path, *, rate: int = SAMPLE_RATE, device: str = "cpu") -> Tensor:
-    """(1, samples) at ``rate`` Hz of one file. Raises BadClipError as ``audio.read`` does."""
+    """Return a file's waveform, (1, samples) at ``rate`` Hz, as ``audio.read`` does."""
     return torch.from_numpy(audio.read(path, rate=rate).waveform)[None].to(device)
 
 
 class Sums(NamedTuple):
-    """What one client reveals for the standardisation. count: frames; first, second: (mels,)
-    float64 sums of the values and of their squares, per Mel band."""
+    """What a client reveals for the standardisation. count: frames; first, second: (bands,)
+    float64 sums of the values and of their squares."""
 
     count: int
     first: np.ndarray
@@ -157,7 +158,7 @@ class Sums(NamedTuple):
 
 
 def client_sums(log_mels: np.ndarray) -> Sums:
-    """The sums of one client's training clips. log_mels: (clips, frames, mels)."""
+    """Return the sums of a client's training clips. log_mels: (clips, frames, bands)."""
     bands = log_mels.shape[2]
     total = Sums(0, np.zeros(bands), np.zeros(bands))
     for image in log_mels:  # clip by clip: a client's clips need not fit in memory
@@ -167,7 +168,7 @@ def client_sums(log_mels: np.ndarray) -> Sums:
 
 
 def pool_statistics(sums: Iterable[Sums]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per Mel band, (mels,) float32 each, over all clients' frames."""
+    """Return mean and standard deviation over all clients' frames, (bands,) float32 each."""
     sums = list(sums)
     count = sum(s.count for s in sums)
     mean = np.sum([s.first for s in sums], axis=0) / count
@@ -184,17 +185,16 @@ def cached_log_mels(
     front: FrontEnd = SPEECH,
     level: str = "none",
 ) -> np.ndarray:
-    """Log-Mels of a corpus's clips, from ``cache`` or extracted into it.
+    """Return the log-Mel images of a corpus's clips, from ``cache`` or computed and written there.
 
-    root, paths: the files; digests: of their bytes; front, level: as ``LogMel`` takes them. The
-    cache file's name is a digest of this module, the front end, the level and the clips' bytes,
-    in order, and it appears whole or not at all.
+    root, paths: the files; digests: of their bytes; front, level: as of ``LogMel``. The cache
+    file's name is a digest of ``CACHE_VERSION``, the front end, the level and the clips' bytes.
 
-    Returns (clips, frames, mels) float32, memory-mapped and read-only.
+    Returns (clips, frames, bands) float32, memory-mapped and read-only.
     """
-    key = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=8)
-    key.update("\n".join([repr(front), level, *digests]).encode())
-    path = cache / f"logmel-{key.hexdigest()}.npy"
+    text = "\n".join([str(CACHE_VERSION), repr(front), level, *digests])
+    key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    path = cache / f"logmel-{key}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _extract([root / p for p in paths], path, LogMel(front, level=level))
@@ -202,7 +202,7 @@ def cached_log_mels(
 
 
 def _extract(files: list[Path], path: Path, log_mel: LogMel) -> None:
-    """Write the clips' log-Mels one after the other, so that few are in memory at a time."""
+    """Write the clips' log-Mel images in turn, so that few are in memory at a time."""
     front = log_mel.front
 
     def image(file: Path) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""What file names, folders or a manifest say of a corpus's clips: speaker, label, gender, language.
+"""Readers: speaker, label, gender and language of clips, from file names, folders or a manifest.
 
-A reader is a file-name pattern and the meaning of its parts; it is recognised by the names or
-asked for by name. What does not fit is returned with its reason, never guessed.
+To add a corpus, add a row to ``READERS``: a file-name pattern and the meaning of its parts. File
+names that do not fit are returned with the reason, never guessed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedser_utils.data import audio
 MANIFEST = "manifest.csv"
 COLUMNS = ["path", "speaker", "gender", "emotion", "corpus", "language"]
 CLIENT = ("speaker", "client", "machine")  # what a manifest may call its column of clients
-LABEL = ("emotion", "label", "class")  # and of labels; if it has none of these, its only other one
+LABEL = ("emotion", "label", "class")  # and of labels; without these, its only other column
 FOLDERS = "folders"  # the reader of .../client/class/file
 
 
@@ -28,7 +28,7 @@ class Reader:
     """A corpus's file-name pattern. Its groups: ``speaker``, ``emotion``, perhaps ``gender``.
 
     emotions maps codes to English names; None there leaves the clip out, with ``left_out`` as
-    the reason. gender: speaker's code -> "f" or "m", where the name does not say it; language: of
+    the reason. gender: speaker's code -> "f" or "m", for names without it; language: of
     all its clips.
     """
 
@@ -40,8 +40,8 @@ class Reader:
     gender: Callable[[str], str | None] = lambda speaker: None
 
     def parse(self, stem: str) -> dict[str, str | None] | None:
-        """speaker, gender and emotion of a file name without its ending; None if it has another
-        pattern. The emotion is None when the corpus's protocol leaves the clip out."""
+        """Return speaker, gender and emotion of a file name without its ending, or None if it
+        does not fit. The emotion is None for clips that the corpus's protocol leaves out."""
         match = re.fullmatch(self.pattern, stem)
         if match is None:
             return None
@@ -112,14 +112,14 @@ READERS = {
 
 
 def audio_files(root: Path) -> list[str]:
-    """Paths of the audio files below ``root``, relative, with forward slashes, sorted."""
-    found = (p for p in root.rglob("*") if p.suffix.lower() in audio.EXTENSIONS and p.is_file())
-    return sorted(p.relative_to(root).as_posix() for p in found)
+    """Return the paths of the audio files below ``root``, relative and sorted."""
+    paths = (p for p in root.rglob("*") if p.suffix.lower() in audio.EXTENSIONS and p.is_file())
+    return sorted(p.relative_to(root).as_posix() for p in paths)
 
 
 def recognise(names: Iterable[str], root: str | Path = "", *, otherwise: str | None = None) -> str:
-    """The reader whose pattern most of the names have; ``otherwise``, if it is given, where none
-    has any. Raises InputError if there is none to take."""
+    """Return the name of the reader that fits most file names; ``otherwise`` if none fits any.
+    Raises InputError for no names, and where none fits and ``otherwise`` is None."""
     stems = [Path(name).stem for name in names]
     counts = {key: sum(r.parse(s) is not None for s in stems) for key, r in READERS.items()}
     best = max(counts, key=counts.get)
@@ -137,7 +137,7 @@ def recognise(names: Iterable[str], root: str | Path = "", *, otherwise: str | N
 
 
 def read_names(names: Iterable[str], *, reader: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """File names -> (clips: clip and ``COLUMNS``; rejected: clip, reason)."""
+    """Return two tables of file names: clips (clip and ``COLUMNS``) and rejected (clip, reason)."""
     choose("reader", reader, [*READERS, "manifest", FOLDERS])
     parser = READERS.get(reader)
     rows, rejected = [], []
@@ -148,20 +148,20 @@ def read_names(names: Iterable[str], *, reader: str) -> tuple[pd.DataFrame, pd.D
         elif parts["emotion"] is None:
             rejected.append((name, parser.left_out))
         else:
-            own = {"corpus": None, "language": parser.language if parser else None}
-            rows.append({"clip": name, "path": name} | parts | own)
+            rest = {"corpus": None, "language": parser.language if parser else None}
+            rows.append({"clip": name, "path": name} | parts | rest)
     clips = pd.DataFrame(rows, columns=["clip", *COLUMNS])
     return clips, pd.DataFrame(rejected, columns=["clip", "reason"])
 
 
 def _by_folders(name: str) -> dict[str, str | None] | None:
-    """MIMII's way: the file's folder is its class, the folders above that are its client."""
+    """As in MIMII: the file's folder is its class, the folders above are its client."""
     *client, label = Path(name).parent.parts or ("",)
     return {"speaker": "-".join(client), "gender": None, "emotion": label} if client else None
 
 
 def read_manifest(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A CSV as ``load_corpus`` describes it -> the tables of ``read_names``."""
+    """Return the tables of ``read_names`` for a CSV as ``load_corpus`` describes it."""
     if not path.is_file():
         raise InputError(f"manifest {str(path)!r} does not exist")
     try:
@@ -182,15 +182,15 @@ def read_manifest(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _roles(columns: list[str], path: Path) -> dict[str, str]:
-    """A manifest's names for the client and the label -> ours. Raises InputError where they, or
-    path, are not to be found."""
+    """New names of a manifest's columns of clients and labels. Raises InputError where one of
+    them, or path, is missing."""
     client = next((name for name in CLIENT if name in columns), None)
     label = next((name for name in LABEL if name in columns), None)
     others = [c for c in columns if c not in COLUMNS and c not in CLIENT]
     if label is None and len(others) == 1:
         label = others[0]
-    found = {"path": "path" in columns, " or ".join(CLIENT): client, " or ".join(LABEL): label}
-    missing = [name for name, there in found.items() if not there]
+    needed = {"path": "path" in columns, " or ".join(CLIENT): client, " or ".join(LABEL): label}
+    missing = [name for name, there in needed.items() if not there]
     if missing:
         raise InputError(
             f"manifest {str(path)!r} has no column {', '.join(missing)}; it needs path, speaker "

@@ -1,8 +1,7 @@
-"""Where a synthesised corpus lives: a folder under ``outputs/corpora``, written on first use."""
+"""Writing a synthesised corpus to a folder under ``outputs/corpora`` on first use."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,16 +22,15 @@ def write(
     paths: Sequence[str],
     synthesise: Callable[[str], np.ndarray],
     *,
-    module: str,
+    version: int,
     manifest: pd.DataFrame | None = None,
 ) -> Path:
-    """The folder ``outputs/corpora/<name>-<digest of the file module>``.
+    """Return the folder ``outputs/corpora/<name>-v<version>``, written whole or not at all.
 
-    paths: of the clips in it; synthesise: a path -> (samples,) in [-1, 1] at 16 kHz. With the
-    digest a changed synthesiser never meets clips of an older one. It appears whole or not at all.
+    paths: of the clips in it; synthesise: a path -> (samples,) in [-1, 1] at 16 kHz; version: of
+    the synthesiser, so that clips of an older one are never taken.
     """
-    version = hashlib.blake2b(Path(module).read_bytes(), digest_size=4).hexdigest()
-    folder = Path(outputs) / "corpora" / f"{name}-{version}"
+    folder = Path(outputs) / "corpora" / f"{name}-v{version}"
     if folder.exists():
         return folder
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")

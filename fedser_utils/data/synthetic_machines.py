@@ -1,16 +1,15 @@
-"""Embedded machine sounds: pumps, healthy and with five faults, each pump a client.
+"""The embedded machine corpus: sounds of pumps, healthy and with five faults, each a client.
 
 They are large slow pumps, as in waterworks and drainage, of about two turns a second: a shaft
 whose load lets the flow's noise and the gear's tone swell, a wheel with vanes, a bearing. A fault
-is told by *when* it is heard, as textbooks say (Randall, Vibration-based Condition Monitoring,
+is told by *when* it sounds, as in textbooks (Randall, Vibration-based Condition Monitoring,
 2011, chapter 2; Brennen, Hydrodynamics of Pumps, 1994, for cavitation): an imbalance swells once
 per turn and a misalignment twice, where a healthy machine swells as its load wanders; a loose
 foot rattles once per turn, a damaged bearing ticks evenly, cavitation crackles at random. Swells
 are equally deep and strikes equally many whatever their cause, and all ring in the same casing,
-so that the mean and the deviation of Mel bands tell little (``baselines``). Each machine has a
-speed, a wheel, a bearing, a casing, a room and a microphone of its own, and each fault a severity
-of its own in every clip: early ones overlap with health. No existing data set is imitated. The
-same seed gives the same bytes.
+so that the mean and the deviation of Mel bands tell little (``baselines``). Speed, wheel, bearing,
+casing, room and microphone are drawn for each machine, a fault's severity for each clip: early
+ones overlap with health. No existing data set is imitated. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from fedser_utils.data import synthesis
 from fedser_utils.data.audio import SAMPLE_RATE
 
 LABELS = ("healthy", "imbalance", "misalignment", "looseness", "bearing fault", "cavitation")
+VERSION = 1  # of the clips: a test tells when it must rise
 MACHINES, CLIPS = 68, 9365  # at most, as of the embedded speech
 STRENGTH = (0.8, 1.1)  # how far a clip's fault has come: uniform in this range
 EARLY = 0.1, (0.0, 0.4)  # the share of faults that have just begun, and their strength
@@ -54,40 +54,40 @@ class Machine:
 
 
 def build(machine: int, *, seed: int = 0) -> Machine:
-    """The machine of this number."""
-    own = rng(seed, "machine", machine)
-    balls, ratio, contact = own.integers(7, 12), own.uniform(0.18, 0.3), own.uniform(0, 0.5)
-    across = ratio * np.cos(contact)  # ball / pitch diameter, seen along the contact
-    modes = np.exp(own.uniform(np.log(150), np.log(4500), 7))  # Hz
+    """Return the machine of this number."""
+    draw = rng(seed, "machine", machine)
+    balls, ratio, contact = draw.integers(7, 12), draw.uniform(0.18, 0.3), draw.uniform(0, 0.5)
+    across = ratio * np.cos(contact)  # ball / pitch diameter, along the contact
+    modes = np.exp(draw.uniform(np.log(150), np.log(4500), 7))  # Hz
     t = np.arange(640) / SAMPLE_RATE
-    ring = np.exp(-np.pi * modes / own.uniform(8, 25, 7) * t[:, None])
-    casing = (ring * np.sin(2 * np.pi * modes * t[:, None])) @ own.uniform(0.2, 1, 7) / 6
-    casing[0] = 1  # what is heard without the casing
+    ring = np.exp(-np.pi * modes / draw.uniform(8, 25, 7) * t[:, None])
+    casing = (ring * np.sin(2 * np.pi * modes * t[:, None])) @ draw.uniform(0.2, 1, 7) / 6
+    casing[0] = 1  # the direct sound
     return Machine(
-        shaft=own.uniform(1.8, 2.6), vanes=int(own.integers(4, 7)),
+        shaft=draw.uniform(1.8, 2.6), vanes=int(draw.integers(4, 7)),
         outer=balls / 2 * (1 - across), inner=balls / 2 * (1 + across),
-        gear=own.uniform(180, 520), casing=casing, ringing=own.uniform(2000, 5000),
-        load=own.uniform(0.5, 0.9), hiss=own.uniform(0.1, 0.9), room=own.uniform(-30, -20),
-        hum=own.uniform(-30, -15), level=own.normal(0, 4),
+        gear=draw.uniform(180, 520), casing=casing, ringing=draw.uniform(2000, 5000),
+        load=draw.uniform(0.5, 0.9), hiss=draw.uniform(0.1, 0.9), room=draw.uniform(-30, -20),
+        hum=draw.uniform(-30, -15), level=draw.normal(0, 4),
     )  # fmt: skip
 
 
 def names(*, machines: int, clips: int) -> list[str]:
-    """The corpus's paths, e.g. ``machine_07/bearing-fault_012.wav``: machines and conditions take
-    turns such that any six clips in a row of one machine, from its first, have all conditions."""
+    """Return the corpus's paths, e.g. ``machine_07/bearing-fault_012.wav``. Machines and conditions
+    take turns: any six clips in a row of one machine, from its first, have all conditions."""
     if not 2 <= machines <= MACHINES:
         raise InputError(f"machines {machines!r} must be from 2 to {MACHINES}")
     low = max(2 * len(LABELS), machines)
     if not low <= clips <= CLIPS:
         raise InputError(f"clips {clips!r} must be from {low} to {CLIPS}")
     cycle = math.lcm(machines, len(LABELS))  # after it the same pairs would come again
-    seen: dict[tuple[int, str], int] = {}
-    found = []
+    takes: dict[tuple[int, str], int] = {}
+    paths = []
     for i in range(clips):
         machine, label = 1 + i % machines, LABELS[(i + i // cycle) % len(LABELS)]
-        take = seen[machine, label] = seen.get((machine, label), -1) + 1
-        found.append(f"machine_{machine:02d}/{label.replace(' ', '-')}_{take:03d}.wav")
-    return sorted(found)
+        take = takes[machine, label] = takes.get((machine, label), -1) + 1
+        paths.append(f"machine_{machine:02d}/{label.replace(' ', '-')}_{take:03d}.wav")
+    return sorted(paths)
 
 
 def _parts(path: str) -> tuple[int, str, int]:
@@ -98,24 +98,24 @@ def _parts(path: str) -> tuple[int, str, int]:
 
 
 def write_corpus(outputs: str | Path, *, machines: int, clips: int, seed: int = 0) -> Path:
-    """The folder of the embedded corpus under ``outputs``, written on first use, with a
+    """Return the folder of the embedded corpus under ``outputs``, written on first use, with a
     ``manifest.csv`` (path, machine, condition).
 
-    Its name holds the size, the seed and a digest of this module; see ``synthesis.write``.
+    Its name has the size, the seed and ``VERSION``; see ``synthesis.write``.
     """
     paths = names(machines=machines, clips=clips)
     rows = [(path, f"{_parts(path)[0]:02d}", _parts(path)[1]) for path in paths]
     return synthesis.write(
         outputs, f"machines-{machines}x{clips}-s{seed}", paths,
-        lambda path: synthesise(*_parts(path), seed=seed), module=__file__,
+        lambda path: synthesise(*_parts(path), seed=seed), version=VERSION,
         manifest=pd.DataFrame(rows, columns=["path", "machine", "condition"]),
     )  # fmt: skip
 
 
 def synthesise(machine: int, label: str, take: int, *, seed: int = 0) -> np.ndarray:
-    """One clip of 3 to 5 s. machine: its number; label: one of ``LABELS``; take: which clip.
+    """Return a clip of 3 to 5 s, (samples,) float64 in [-1, 1] at 16 kHz.
 
-    Returns (samples,) float64 in [-1, 1] at 16 kHz.
+    machine: its number; label: one of ``LABELS``; take: the clip's number.
     """
     pump, clip = build(machine, seed=seed), rng(seed, "take", machine, label, take)
     fault, strength = FAULTS[label], _strength(clip)
@@ -126,8 +126,8 @@ def synthesise(machine: int, label: str, take: int, *, seed: int = 0) -> np.ndar
     wander = np.cos(2 * np.pi * _wander(turns, clip))
     swell = wander
     if fault.swells:  # as deep as the load's, in its place
-        own = np.cos(2 * np.pi * (fault.swells * turns + clip.random()))
-        swell = strength * own + max(0, 1 - strength) * wander
+        regular = np.cos(2 * np.pi * (fault.swells * turns + clip.random()))
+        swell = strength * regular + max(0, 1 - strength) * wander
     decibels = clip.uniform(5, 8) * swell + 1.2 * np.cos(2 * np.pi * pump.vanes * turns)
     flow = lfilter([1], [1, pump.hiss - 1], noise)
     body = (flow / flow.std() + _gear(turns, pump, clip)) * 10 ** (decibels / 20)
@@ -206,9 +206,9 @@ def _rattle(turns: np.ndarray, rate: float, pump: Machine, clip) -> Strikes:
     """A loose foot bounces once per turn, harder every second time (half orders)."""
     count = round(rate)
     bounces = 0.45 / count * np.arange(count)  # in the first half of a turn
-    each = np.arange(int(turns[-1]) + 2)
-    at = clip.random() + each[:, None] + bounces + 0.01 * clip.standard_normal((len(each), count))
-    heights = np.where((each + clip.integers(2)) % 2, 1.0, 0.6)[:, None]
+    turn = np.arange(int(turns[-1]) + 2)
+    at = clip.random() + turn[:, None] + bounces + 0.01 * clip.standard_normal((len(turn), count))
+    heights = np.where((turn + clip.integers(2)) % 2, 1.0, 0.6)[:, None]
     return at.ravel(), (heights * np.exp(0.3 * clip.standard_normal(at.shape))).ravel()
 
 

@@ -1,16 +1,15 @@
-"""A synthetic DEMoS: source-filter speech under DEMoS's own file names, its emotions in time.
+"""The embedded speech corpus: synthetic speech under DEMoS's file names, its emotions in time.
 
 A glottal pulse train with breath is shaped by a vocal tract that moves from vowel to vowel. What
 an emotion changes is *when* things happen: where in a syllable loudness, pitch, brightness,
 breath and the opening of the mouth peak, where in a phrase loudness, pitch and roughness do,
 where it slows down and pauses, and how fast it is. Every movement rises to its peak and falls
 again over the same values, wherever the peak is, and six of the emotions mirror each other in
-time, two by two: the mean and the deviation of a clip's Mel bands say little (``baselines`` shows
-how little), and a model has to look at time and frequency. Speaker, vowels, level, microphone,
-noise and the depth of every movement are drawn alike for all emotions, and each clip expresses
-its emotion with a strength of its own, so that weak ones overlap. Nothing here imitates a real
-person; the corpus exists so that the whole workbook runs where no speech corpus can be had. The
-same seed gives the same bytes.
+time, two by two: the mean and the deviation of a clip's Mel bands tell little (``baselines`` shows
+how little), so a model needs time and frequency. Speaker, vowels, level, microphone, noise and
+the depth of every movement are drawn alike for all emotions, and each clip draws the strength of
+its emotion, so that weak ones overlap. Nothing here imitates a real person; the corpus lets the
+whole workbook run where there is no speech corpus. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from fedser_utils.data.audio import SAMPLE_RATE
 # DEMoS's clips per emotion (paper, Table 2); the codes are those of its file names
 TOTALS = {"rab": 1477, "dis": 1678, "pau": 1156, "col": 1129, "gio": 1395, "tri": 1530}
 TOTALS |= {"sor": 1000}
+VERSION = 1  # of the clips: a test tells when it must rise
 SPEAKERS = [number for number in range(1, 70) if number != 35]  # DEMoS has no speaker 35
 CLIPS = sum(TOTALS.values())
 
@@ -92,7 +92,7 @@ class Voice:
 
 
 def names(*, speakers: int, clips: int) -> list[str]:
-    """The corpus's file names: emotions in DEMoS's proportions, dealt evenly to the speakers."""
+    """Return the corpus's file names: emotions in DEMoS's proportions, evenly over the speakers."""
     if not 2 <= speakers <= len(SPEAKERS):
         raise InputError(f"speakers {speakers!r} must be from 2 to {len(SPEAKERS)}")
     if not 2 * len(TOTALS) <= clips <= CLIPS:
@@ -101,54 +101,54 @@ def names(*, speakers: int, clips: int) -> list[str]:
     quota = np.floor(share).astype(int)
     quota[np.argsort(quota - share)[: clips - quota.sum()]] += 1  # largest remainders
     codes = [code for code, count in zip(TOTALS, quota, strict=True) for _ in range(count)]
-    seen: dict[tuple[int, str], int] = {}
-    found = []
+    takes: dict[tuple[int, str], int] = {}
+    stems = []
     for i, code in enumerate(codes):
         index = i % speakers
-        take = seen[index, code] = seen.get((index, code), -1) + 1
+        take = takes[index, code] = takes.get((index, code), -1) + 1
         sex = "f" if index % 3 == 1 else "m"  # 23 women and 45 men of 68, as in DEMoS
         kind = "PR" if i % 3 else "NP"
-        found.append(f"{kind}_{sex}_{SPEAKERS[index]:02d}_{code}{take // 3:02d}{'abc'[take % 3]}")
-    return sorted(found)
+        stems.append(f"{kind}_{sex}_{SPEAKERS[index]:02d}_{code}{take // 3:02d}{'abc'[take % 3]}")
+    return sorted(stems)
 
 
 def write_corpus(outputs: str | Path, *, speakers: int, clips: int, seed: int = 0) -> Path:
-    """The folder of the embedded corpus under ``outputs``, written on first use.
+    """Return the folder of the embedded corpus under ``outputs``, written on first use.
 
-    Its name holds the size, the seed and a digest of this module; see ``synthesis.write``.
+    Its name has the size, the seed and ``VERSION``; see ``synthesis.write``.
     """
     stems = names(speakers=speakers, clips=clips)
     return synthesis.write(
         outputs, f"synthetic-{speakers}x{clips}-s{seed}", [f"DEMOS/{stem}.wav" for stem in stems],
-        lambda path: synthesise(Path(path).stem, seed=seed), module=__file__,
+        lambda path: synthesise(Path(path).stem, seed=seed), version=VERSION,
     )  # fmt: skip
 
 
 def synthesise(stem: str, *, seed: int = 0) -> np.ndarray:
-    """One clip. stem: a DEMoS file name without its ending, e.g. ``NP_m_10_col00a``.
+    """Return a clip, (samples,) float64 in [-1, 1] at 16 kHz.
 
-    Returns (samples,) float64 in [-1, 1] at 16 kHz.
+    stem: a DEMoS file name without its ending, e.g. ``NP_m_10_col00a``.
     """
     _, sex, number, take = stem.split("_")
     voice, clip = _voice(sex, rng(seed, "voice", number)), rng(seed, "clip", stem)
-    say = _express(take[:3], clip)
-    within, phrase, syllable, silent = _rhythm(say, voice.tempo, clip)
+    timing = _express(take[:3], clip)
+    within, phrase, syllable, silent = _rhythm(timing, voice.tempo, clip)
     # every depth is drawn alike for all emotions
-    own = clip.normal(0, 1, (2, syllable[-1] + 1))[:, syllable]
-    semitones = clip.uniform(3, 6) * (_peak(within, say.glide) - 0.5)
-    semitones += clip.uniform(3, 6) * (_peak(phrase, say.melody) - 0.5)
-    semitones += 0.5 * own[0] + clip.normal(0, 1.5)
-    rough = clip.uniform(0.01, 0.04) * _peak(phrase, say.rough)
+    wobble = clip.normal(0, 1, (2, syllable[-1] + 1))[:, syllable]
+    semitones = clip.uniform(3, 6) * (_peak(within, timing.glide) - 0.5)
+    semitones += clip.uniform(3, 6) * (_peak(phrase, timing.melody) - 0.5)
+    semitones += 0.5 * wobble[0] + clip.normal(0, 1.5)
+    rough = clip.uniform(0.01, 0.04) * _peak(phrase, timing.rough)
     pulses = _glottal_pulses(voice.pitch * 2 ** (semitones / 12), rough, clip)
-    hiss = voice.breath + clip.uniform(8, 16) * (_peak(within, say.breath) - 1)
+    hiss = voice.breath + clip.uniform(8, 16) * (_peak(within, timing.breath) - 1)
     noise = clip.standard_normal(len(pulses)) * np.sqrt(0.1 + np.abs(pulses))
-    loudness = clip.uniform(14, 26) * (np.sin(np.pi / 2 * _peak(within, say.attack)) - 1)
-    loudness += clip.uniform(4, 10) * (_peak(phrase, say.swell) - 1) + own[1] - 30 * silent
+    loudness = clip.uniform(14, 26) * (np.sin(np.pi / 2 * _peak(within, timing.attack)) - 1)
+    loudness += clip.uniform(4, 10) * (_peak(phrase, timing.swell) - 1) + wobble[1] - 30 * silent
     source = (pulses + 0.35 * noise * 10 ** (hiss / 20)) * 10 ** (loudness / 20)
 
     t = slice(0, None, HOP)  # the filter changes from frame to frame
-    effort = clip.uniform(3, 7) * (_peak(within[t], say.bright) - 0.5)
-    mouth = clip.uniform(0.7, 1.3) * (2 * _peak(within[t], say.open) - 1)
+    effort = clip.uniform(3, 7) * (_peak(within[t], timing.bright) - 0.5)
+    mouth = clip.uniform(0.7, 1.3) * (2 * _peak(within[t], timing.open) - 1)
     vowels = VOWELS[clip.integers(len(VOWELS), size=syllable[-1] + 1)]
     vowels = vowels * np.exp(clip.normal(0, 0.03, vowels.shape)) * voice.tract
     formants = vowels[syllable[t]] * np.exp(np.outer(mouth, OPENING))
@@ -158,15 +158,15 @@ def synthesise(stem: str, *, seed: int = 0) -> np.ndarray:
     return np.tanh(0.06 * 10 ** (clip.normal(0, 2.5) / 20) * speech)
 
 
-def _rhythm(say: Expression, tempo: float, clip: np.random.Generator) -> tuple[np.ndarray, ...]:
+def _rhythm(timing: Expression, tempo: float, clip: np.random.Generator) -> tuple[np.ndarray, ...]:
     """A phrase's samples: their share of their syllable, their share of the phrase, the syllable's
     number, and whether it is the pause."""
     seconds = np.clip(clip.gamma(14, 0.17), 1.2, 5.0)  # alike in all emotions, as is the pause
-    count = max(3, round(seconds * tempo * say.rate))
+    count = max(3, round(seconds * tempo * timing.rate))
     places = (np.arange(count) + 0.5) / count
-    lengths = np.exp(0.6 * _peak(places, say.pace) + clip.normal(0, 0.1, count))
+    lengths = np.exp(0.6 * _peak(places, timing.pace) + clip.normal(0, 0.1, count))
     lengths *= seconds / lengths.sum()
-    pause = np.clip(round(say.pause * count), 1, count - 1)
+    pause = np.clip(round(timing.pause * count), 1, count - 1)
     lengths = np.insert(lengths, pause, clip.uniform(0.1, 0.25))
     ends = np.cumsum(lengths)
     t = np.arange(int(ends[-1] * SAMPLE_RATE)) / SAMPLE_RATE
@@ -175,16 +175,16 @@ def _rhythm(say: Expression, tempo: float, clip: np.random.Generator) -> tuple[n
     return within, t / ends[-1], syllable, syllable == pause
 
 
-def _voice(sex: str, own: np.random.Generator) -> Voice:
+def _voice(sex: str, speaker: np.random.Generator) -> Voice:
     pitch, tract = (205, 1.16) if sex == "f" else (118, 1.0)
     return Voice(
-        pitch * 2 ** (own.normal(0, 1.3) / 12), tract * np.exp(own.normal(0, 0.035)),
-        4.0 * np.exp(own.normal(0, 0.06)), own.normal(0, 1.0), own.normal(0, 2.0),
+        pitch * 2 ** (speaker.normal(0, 1.3) / 12), tract * np.exp(speaker.normal(0, 0.035)),
+        4.0 * np.exp(speaker.normal(0, 0.06)), speaker.normal(0, 1.0), speaker.normal(0, 2.0),
     )  # fmt: skip
 
 
 def _express(code: str, clip: np.random.Generator) -> Expression:
-    """The emotion at this clip's own strength, wobbling in every dimension."""
+    """The emotion at this clip's strength, with noise in every dimension."""
     full = np.array(list(vars(EXPRESSIONS[code]).values()))
     plain = np.array(list(vars(NEUTRAL).values()))
     share, weak = RESTRAINED
@@ -223,7 +223,7 @@ def _equaliser(clip: np.random.Generator) -> np.ndarray:
 def _filtered(
     source: np.ndarray, decibels: np.ndarray, formants: np.ndarray | None = None
 ) -> np.ndarray:
-    """The source through a filter of its own in every frame. decibels: (frames or 1, bins) gain;
+    """The source through a filter that changes by frame. decibels: (frames or 1, bins) gain;
     formants: (frames, 5) Hz, of a vocal tract."""
     window = np.sin(np.pi * (np.arange(WINDOW) + 0.5) / WINDOW)  # its square overlaps to one
     padded = np.concatenate([np.zeros(HOP), source, np.zeros(WINDOW)])

@@ -1,7 +1,7 @@
-"""Where a run's clients are: in this process, in a simulation, or in a deployment.
+"""``train`` in a run's runtime: in this process, in a simulation, or in a deployment.
 
-The ServerApp and the ClientApp are the same. For the last two this module starts what Flower needs
-(or finds it up), submits the run, and shows the run's folder while it fills.
+For the last two this module starts Flower's processes (or connects to those that run), submits the
+run, and follows the run's folder while it fills. ServerApp and ClientApp are the same everywhere.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fedser_utils.core import runs
 from fedser_utils.core.devices import resolve_device
 from fedser_utils.core.errors import InputError
 from fedser_utils.core.runs import Run
 from fedser_utils.core.settings import ROOT, Settings
-from fedser_utils.data.federation import corpus_of, load_federation, write_client_folders
+from fedser_utils.data.client_data import write_client_folders
+from fedser_utils.data.federation import corpus_of, load_federation
 from fedser_utils.federated import server_app
 from fedser_utils.federated.deployment.flower_cli import Connection, FlowerError
-from fedser_utils.federated.deployment.local import local
+from fedser_utils.federated.deployment.local import local_deployment
 from fedser_utils.federated.deployment.processes import (
     Services,
     free_port,
@@ -34,39 +35,38 @@ from fedser_utils.federated.server_app import Monitor
 from fedser_utils.federated.strategies import RoundError
 
 APP = ROOT / "deploy" / "app"
-LOOK = 1.0  # seconds between two looks at a run's folder
-ASK = 20.0  # seconds between two questions whether it is still running
+FOLDER_INTERVAL = 1.0  # seconds between checks of a run's folder
+STATUS_INTERVAL = 20.0  # seconds between calls of flwr for a run's status
 CLIENTS_PER_GPU = 4  # of a simulation, side by side
 
 
 def train(settings: Settings, *, monitor: Monitor | None = None, wait: bool = False) -> Run:
-    """Train and evaluate one model in the settings' runtime; start it, go on with it, or find it
-    complete. As ``server_app.train``, which it is for the cohort. wait: if another process trains
-    this very run here, show how it goes until it ends, and then go on from there.
+    """Train and evaluate one model in the settings' runtime, or resume it; return the complete
+    run. For the cohort this is ``server_app.train``.
 
-    Raises RoundError, with the server's words, when the run has failed, InputError for what cannot
-    be started, or what Flower refuses.
+    monitor: called with the rows of rounds.csv after each evaluation. wait: if another process on
+    this machine trains this run, follow it until it ends, and continue from there. Raises
+    RoundError, with the server's message, when the run fails, and InputError for what cannot be
+    started or what Flower refuses.
     """
-    if settings.runtime == "cohort":
-        while True:
-            try:
-                return server_app.train(settings, monitor=monitor)
-            except runs.RunBusyError as busy:
-                if not wait:
-                    raise
-                print(f"{busy}: showing it", flush=True)
-                fingerprint = load_federation(settings).corpus.fingerprint
-                _watch(Path(settings.outputs) / runs.run_name(settings, fingerprint), monitor)
-    simulated = settings.runtime == "simulation"
-    fingerprint = load_federation(settings).corpus.fingerprint if simulated else runs.DEPLOYED
+    cohort, deployed = (settings.runtime == name for name in ("cohort", "deployment"))
+    fingerprint = runs.DEPLOYED if deployed else load_federation(settings).corpus.fingerprint
     folder = Path(settings.outputs) / runs.run_name(settings, fingerprint)
+    while cohort:
+        try:
+            return server_app.train(settings, monitor=monitor)
+        except runs.RunBusyError as busy:
+            if not wait:
+                raise
+            print(f"{busy}: showing it", flush=True)
+            _watch(folder, monitor)
     if not (folder / "model.safetensors").exists():
-        with (_simulation if simulated else _deployment)(settings, folder) as (connection, options):
+        with (_deployment if deployed else _simulation)(settings, folder) as (connection, options):
             try:
-                _follow(connection, _submit(connection, settings, options), folder, monitor)
+                _submit_and_follow(connection, settings, options, folder, monitor)
             except FlowerError as error:
-                said = " ".join(str(error).split())
-                raise InputError(f"superlink {connection.address!r}: {said}") from error
+                message = " ".join(str(error).split())
+                raise InputError(f"superlink {connection.address!r}: {message}") from error
     if not (folder / "config.json").exists():
         raise InputError(
             f"run {folder.name} is complete, and its folder is at the server: copy it to "
@@ -80,8 +80,8 @@ def train(settings: Settings, *, monitor: Monitor | None = None, wait: bool = Fa
 
 @contextmanager
 def _simulation(settings: Settings, folder: Path) -> Iterator[tuple[Connection, dict[str, Any]]]:
-    """A SuperLink that simulates, on loopback; Ray starts with the run, or is joined at
-    RAY_ADDRESS."""
+    """Start a simulating SuperLink on loopback; yield its connection, and options for the run. Ray
+    starts with the run, or is joined at RAY_ADDRESS."""
     clients = load_federation(settings).clients
     resources = {"num-supernodes": len(clients), "client-resources-num-cpus": 1}
     if resolve_device(settings).startswith("cuda"):
@@ -99,7 +99,8 @@ def _simulation(settings: Settings, folder: Path) -> Iterator[tuple[Connection, 
 
 @contextmanager
 def _deployment(settings: Settings, folder: Path) -> Iterator[tuple[Connection, dict[str, Any]]]:
-    """The deployment that is up at ``settings.superlink``, or one of all speakers, started here."""
+    """Yield the connection to the deployment at ``settings.superlink``, or to one of all speakers
+    that is started here; and options for the run (none)."""
     if settings.superlink:
         authority = Path(settings.certificates) / "ca.crt"
         if not authority.exists():
@@ -107,37 +108,34 @@ def _deployment(settings: Settings, folder: Path) -> Iterator[tuple[Connection, 
         yield Connection(settings.superlink, authority, folder.parent / ".flwr"), {}
         return
     place = folder / "services"
-    shares = write_client_folders(corpus_of(settings), place / "data")
-    with local(place, shares, outputs=Path(settings.outputs)) as up:
-        yield up.connection, {}
+    data = write_client_folders(corpus_of(settings), place / "data")
+    with local_deployment(place, data, outputs=Path(settings.outputs)) as deployment:
+        yield deployment.connection, {}
 
 
-def _submit(connection: Connection, settings: Settings, options: dict[str, Any]) -> int:
-    federation = options.pop("federation_config", None)
-    told = {"settings": json.dumps(settings.values())} | options
-    return connection.submit(APP, run_config=told, federation_config=federation)
+def _submit_and_follow(
+    connection: Connection, settings: Settings, options: dict[str, Any], folder: Path,
+    monitor: Monitor | None,
+) -> None:  # fmt: skip
+    """Submit a run; show its log and its rounds until it ends. Raises RoundError if it failed.
 
-
-def _follow(connection: Connection, number: int, folder: Path, monitor: Monitor | None) -> None:
-    """Show the run's log and its rounds until it ends. Raises RoundError if it failed.
-
-    The end of its log comes up to a minute late, and asking costs two seconds of a core: whether
-    the model is there is looked at often, the rest seldom.
+    The end of the log comes up to a minute late, and a call of flwr takes two seconds of a core:
+    the folder is checked often, the status seldom.
     """
-    path, seen, asked = folder / "rounds.csv", 0.0, time.monotonic()
+    federation = options.pop("federation_config", None)
+    run_config = {"settings": json.dumps(settings.values())} | options
+    number = connection.submit(APP, run_config=run_config, federation_config=federation)
     log = connection.log(number)
-    threading.Thread(target=_show, args=[log.stdout], daemon=True).start()
+    threading.Thread(target=_print_lines, args=[log.stdout], daemon=True).start()
+    show_news, checked = _news(folder, monitor), time.monotonic()
     try:
         while log.poll() is None and not (folder / "model.safetensors").exists():
-            time.sleep(LOOK)
-            if time.monotonic() - asked > ASK:
+            time.sleep(FOLDER_INTERVAL)
+            if time.monotonic() - checked > STATUS_INTERVAL:
                 if connection.status(number).state.startswith("finished"):
                     break
-                asked = time.monotonic()
-            changed = path.stat().st_mtime if path.exists() else 0.0
-            if monitor and changed > seen:
-                seen = changed
-                monitor(runs.read_run(folder).table("rounds"))
+                checked = time.monotonic()
+            show_news()
         state, details = connection.wait(number, timeout=60, every=1)
     except BaseException:
         with contextlib.suppress(FlowerError):
@@ -146,21 +144,32 @@ def _follow(connection: Connection, number: int, folder: Path, monitor: Monitor 
     finally:
         log.terminate()
     if state != "finished:completed":
-        said = details.removeprefix("ServerApp failed with exception: ").strip()
-        raise RoundError(said or f"run {number} of Flower is {state}")
+        message = details.removeprefix("ServerApp failed with exception: ").strip()
+        raise RoundError(message or f"run {number} of Flower is {state}")
 
 
 def _watch(folder: Path, monitor: Monitor | None) -> None:
-    """Show the rounds of a run that another process writes, until it does so no more."""
-    path, seen = folder / "rounds.csv", 0.0
+    """Show the rounds of a run that another process writes, until that process stops."""
+    show_news = _news(folder, monitor)
     while runs.lock_holder(folder):
+        show_news()
+        time.sleep(FOLDER_INTERVAL)
+
+
+def _news(folder: Path, monitor: Monitor | None) -> Callable[[], None]:
+    """Return a function that calls the monitor if rounds.csv is newer than at its last call."""
+    path, shown = folder / "rounds.csv", 0.0
+
+    def show_news() -> None:
+        nonlocal shown
         changed = path.stat().st_mtime if path.exists() else 0.0
-        if monitor and changed > seen:
-            seen = changed
+        if monitor and changed > shown:
+            shown = changed
             monitor(runs.read_run(folder).table("rounds"))
-        time.sleep(LOOK)
+
+    return show_news
 
 
-def _show(lines: Iterable[str]) -> None:
+def _print_lines(lines: IO[str]) -> None:
     for line in lines:
         print(line, end="", flush=True)

@@ -1,7 +1,7 @@
-"""The federated loop: Flower's ServerApp and strategies, evaluated, checkpointed, resumable.
+"""Flower's ServerApp: rounds of a strategy, evaluated, checkpointed, resumable.
 
-The same ServerApp runs over three grids: the cohort's in this process (``train``), and Flower's
-own in a simulation or a deployment (``runtimes``).
+It is the same over three grids: the cohort's in this process (``train``), and Flower's in a
+simulation or a deployment (``runtimes``).
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
+import numpy as np
 import pandas as pd
-from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
-from flwr.serverapp import Grid, ServerApp, strategy
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
 from tqdm.auto import tqdm
 
 from fedser_utils.analysis import metrics
@@ -31,7 +33,7 @@ from fedser_utils.federated.client import client_clips, new_model
 from fedser_utils.federated.client_app import on_host
 from fedser_utils.federated.grids.base import ClientGrid
 from fedser_utils.federated.grids.cohort import CohortGrid
-from fedser_utils.federated.grids.multi_gpu import trainer_of
+from fedser_utils.federated.grids.multi_gpu import make_trainer
 from fedser_utils.federated.grids.remote import RemoteGrid
 from fedser_utils.federated.server_evaluation import (
     ServerEvaluation,
@@ -54,25 +56,27 @@ Monitor = Callable[[pd.DataFrame], None]
 def train(
     settings: Settings, *, monitor: Monitor | None = None, preaggregate: bool | None = None
 ) -> Run:
-    """Train and evaluate one model in this process; start it, go on with it, or find it complete.
+    """Train and evaluate one model in this process, or resume it; return the complete run.
 
     monitor: called with the rows of rounds.csv after each evaluation. preaggregate: whether the
-    grid forms the mean itself; None: where the strategy needs no more. Returns the run. Raises
-    RoundError when too few clients reply, runs.RunBusyError when the run is being written.
+    grid forms the clients' mean itself; None: where the strategy needs no more. Raises RoundError
+    when too few clients reply, runs.RunBusyError when another process writes the run.
     """
     data = load_federation(settings)
     if preaggregate is None:
         preaggregate = settings.strategy in PREAGGREGATED
     examples = [len(data.table("train", client)) for client in data.clients]
-    who = settings, data.clients, examples
-    with worker_pool(resolve_device(settings)) as pool, trainer_of(*who, pool=pool) as trainer:
-        grid = CohortGrid(*who, pool=pool, preaggregate=preaggregate, trainer=trainer)
+    with (
+        worker_pool(resolve_device(settings)) as pool,
+        make_trainer(settings, data.clients, examples, pool=pool) as trainer,
+    ):
+        grid = CohortGrid(trainer, preaggregate=preaggregate)
         grid.monitor = monitor
-        told = {"settings": json.dumps(settings.values())}
+        run_config = {"settings": json.dumps(settings.values())}
         try:
-            server_app(grid, Context(1, 1, {}, RecordDict(), told))
+            server_app(grid, Context(1, 1, {}, RecordDict(), run_config))
         finally:
-            client_clips.cache_clear()  # the next run's may be others
+            client_clips.cache_clear()  # the next run may have others
     run = runs.open_run(settings, data.corpus.fingerprint)
     if monitor:
         monitor(run.table("rounds"))
@@ -84,8 +88,8 @@ server_app = ServerApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One run, wherever its clients are. context.run_config: settings, as JSON. The environment's
-    FEDSER_OUTPUTS, where a server has its own place for results, goes before the settings'."""
+    """Train one run over a grid. context.run_config: settings, as JSON. FEDSER_OUTPUTS in the
+    environment (a server's folder for results) replaces the settings' outputs."""
     logging.getLogger("fedser_utils").setLevel(logging.INFO)
     settings = Settings(**json.loads(str(context.run_config["settings"])))
     settings = replace(settings, outputs=os.environ.get("FEDSER_OUTPUTS", settings.outputs))
@@ -94,134 +98,133 @@ def main(grid: Grid, context: Context) -> None:
         grid = RemoteGrid(grid, timeout=settings.timeout, bands=settings.bands)
     device = resolve_device(settings)
     facts = {"device": device_name(device), "bf16": uses_bf16(settings, device)}
-    with _pool_of(grid, device) as pool:
-        if settings.runtime == "deployment":
-            run = runs.open_run(settings, runs.DEPLOYED, **facts)
-            with runs.locked(run.folder):
-                if not run.complete:
-                    serve(grid, settings, run, without_recordings(grid, settings, run))
+    data = None if settings.runtime == "deployment" else load_federation(settings)
+    run = runs.open_run(settings, data.corpus.fingerprint if data else runs.DEPLOYED, **facts)
+    pool_of = nullcontext(grid.pool) if isinstance(grid, CohortGrid) else worker_pool(device)
+    with pool_of as pool, runs.locked(run.folder):
+        if run.complete:
             return
-        data = load_federation(settings)
-        run = runs.open_run(settings, data.corpus.fingerprint, **facts)
-        with runs.locked(run.folder):
-            if not run.complete:
-                serve(grid, settings, run, with_recordings(grid, settings, run, data, pool))
+        if data:
+            evaluation = with_recordings(grid, settings, run, data, pool)
+        else:
+            evaluation = without_recordings(grid, settings, run)
+        run_rounds(grid, settings, run, evaluation)
 
 
-@contextmanager
-def _pool_of(grid: Grid, device: str):
-    if isinstance(grid, CohortGrid):
-        yield grid.pool
-    else:
-        with worker_pool(device) as pool:
-            yield pool
-
-
-def serve(grid: ClientGrid, settings: Settings, run: Run, known: ServerEvaluation) -> None:
-    """From the newest checkpoint, or the beginning, to the last round."""
-    model = new_model(settings, len(known.classes))
-    arrays = {k: on_host(v) for k, v in vgg.state_arrays(model).items()}
+def run_rounds(
+    grid: ClientGrid, settings: Settings, run: Run, evaluation: ServerEvaluation
+) -> None:
+    """Train from the newest checkpoint, or from the start, to the last round; save the model."""
+    model = new_model(settings, len(evaluation.classes))
+    arrays = {name: on_host(value) for name, value in vgg.state_arrays(model).items()}
     trainable = {name for name, _ in model.named_parameters()}
-    found = checkpoints.load(run.folder / "checkpoint")
-    first, parts = found if found else (0, {})
-    anew = settings.batch_norm == "reestimate"
-    made = make_strategy(
-        settings.strategy,
-        first_round=first,
-        seed=settings.seed,
-        min_replies=settings.min_replies,
-        buffers=arrays.keys() - trainable,
-        reestimate=partial(grid.reestimated, config=known.config(run)) if anew else None,
-        fraction_train=settings.fraction_train,
-        **settings.strategy_options,
-    )
-    if found:
+    checkpoint = checkpoints.load(run.folder / "checkpoint")
+    first, parts = checkpoint or (0, {})
+    reestimate = partial(grid.reestimate_batch_norm, config=evaluation.config)
+    strategy = make_strategy(
+        settings.strategy, first_round=first, seed=settings.seed,
+        min_replies=settings.min_replies, buffers=arrays.keys() - trainable,
+        reestimate=reestimate if settings.batch_norm == "reestimate" else None,
+        fraction_train=settings.fraction_train, **settings.strategy_options,
+    )  # fmt: skip
+    if checkpoint:
         log.info("run %s: going on after round %d", run.id, first)
         arrays = {name: parts["weights"][name] for name in arrays}  # in the model's order
-        restore_strategy(made, parts.get("server", {}))
-        states = {k: v for k, v in parts.items() if k.startswith("client-")}
+        restore_strategy(strategy, parts.get("server", {}))
+        states = {key: part for key, part in parts.items() if key.startswith("client-")}
         grid.restore_client_states({int(k.removeprefix("client-")): v for k, v in states.items()})
-    log_book = _Log(run, settings, first, grid)
-    progress = tqdm(total=settings.rounds, initial=first, desc=settings.model, unit="round")
-
-    def after_round(server_round: int, record: ArrayRecord) -> MetricRecord | None:
-        number = server_round + first
-        if not server_round:  # the model the run starts from, or went on from
-            return None
-        log_book.note(f"{number}")
-        last = number == settings.rounds
-        if last or number % settings.eval_every == 0:
-            decided = known.evaluate(number, record)
-            log_book.note(f"{number}, evaluation")
-            log_book.evaluate(number, decided, made)
-            if grid.monitor:
-                grid.monitor(log_book.rounds)
-        if last or number % (settings.checkpoint_every or settings.eval_every) == 0:
-            _save_checkpoint(run, number, record, made, grid)
-        progress.update()
-        return None
-
-    last_arrays = ArrayRecord({k: Array(v) for k, v in arrays.items()})
-    with progress:
-        if first < settings.rounds:
-            result = made.start(
-                grid,
-                last_arrays,
-                settings.rounds - first,
-                timeout=settings.timeout,
-                train_config=known.config(run),
-                evaluate_fn=after_round,
-            )
-            last_arrays = result.arrays
-    own = {f"{c}/{k}": on_host(v) for c, a in grid.local_arrays().items() for k, v in a.items()}
-    if own:
-        runs.save_arrays(run.folder / vgg.LOCAL_ARRAYS_FILE, own)
-    statistics = {"standardisation.mean": known.mean, "standardisation.std": known.std}
-    facts = {"classes": json.dumps(known.classes), "width": str(settings.width)}
-    runs.save_model(run, {k: v.numpy() for k, v in last_arrays.items()} | statistics, **facts)
+    record = ArrayRecord({name: Array(value) for name, value in arrays.items()})
+    recorder = _Recorder(run, settings, first, grid, strategy, evaluation)
+    if first < settings.rounds:
+        with recorder.progress:
+            record = strategy.start(
+                grid, record, settings.rounds - first, timeout=settings.timeout,
+                train_config=ConfigRecord(evaluation.config), evaluate_fn=recorder.after_round,
+            ).arrays  # fmt: skip
+    _save_model(run, settings, grid, evaluation, _numpy(record))
 
 
-def _save_checkpoint(
-    run: Run, number: int, weights: ArrayRecord, made: strategy.FedAvg, grid: ClientGrid
-) -> None:
-    parts = {"weights": {k: v.numpy() for k, v in weights.items()}, "server": strategy_state(made)}
-    parts |= {f"client-{node}": state for node, state in grid.client_states().items()}
-    checkpoints.save(run.folder / "checkpoint", number, parts)
+def _save_model(
+    run: Run, settings: Settings, grid: ClientGrid, evaluation: ServerEvaluation,
+    arrays: dict[str, np.ndarray],
+) -> None:  # fmt: skip
+    """Write model.safetensors, and before it the clients' local arrays where there are any."""
+    local = {
+        f"{client}/{name}": on_host(value)
+        for client, arrays in grid.local_arrays().items()
+        for name, value in arrays.items()
+    }
+    if local:
+        runs.save_arrays(run.folder / vgg.LOCAL_ARRAYS_FILE, local)
+    arrays |= {"standardisation.mean": evaluation.mean, "standardisation.std": evaluation.std}
+    classes = json.dumps(evaluation.classes)
+    runs.save_model(run, arrays, classes=classes, width=str(settings.width))
 
 
-class _Log:
-    """A run's predictions and rounds, up to ``first`` those already on disk."""
+def _numpy(record: ArrayRecord) -> dict[str, np.ndarray]:
+    return {name: array.numpy() for name, array in record.items()}
 
-    def __init__(self, run: Run, settings: Settings, first: int, grid: ClientGrid) -> None:
-        self.run, self.settings, self.grid = run, settings, grid
-        # each by itself: a kill may fall between the writing of the one and of the other
+
+class _Recorder:
+    """Evaluates after rounds, and writes the run's tables and checkpoints. first: rounds done
+    before."""
+
+    def __init__(
+        self, run: Run, settings: Settings, first: int, grid: ClientGrid, strategy: FedAvg,
+        evaluation: ServerEvaluation,
+    ) -> None:  # fmt: skip
+        self.run, self.settings, self.first, self.grid = run, settings, first, grid
+        self.strategy, self.evaluation = strategy, evaluation
+        self.progress = tqdm(
+            total=settings.rounds, initial=first, desc=settings.model, unit="round"
+        )
+        # both cut to the checkpoint's round: a kill may fall between writing the one and the other
         self.predictions, self.rounds = (
             table[table["round"] <= first] if len(table) else table
             for table in (run.table("predictions"), run.table("rounds"))
         )
         self._missing: list[str] = []
-        self._moved = (0, 0)
+        self._bytes = (0, 0)  # sent and received until the last evaluation
 
-    def note(self, when: str) -> None:
-        """Who was missing; it stands in the row of the next evaluation."""
+    def after_round(self, server_round: int, record: ArrayRecord) -> None:
+        """Flower's evaluate_fn, called with the weights after each round, and once before (0)."""
+        if not server_round:
+            return
+        settings, number = self.settings, server_round + self.first
+        self._note_missing(f"{number}")
+        last = number == settings.rounds
+        if last or number % settings.eval_every == 0:
+            rows = self.evaluation.evaluate(number, record)
+            self._note_missing(f"{number}, evaluation")
+            self.add(number, rows)
+            if self.grid.monitor:
+                self.grid.monitor(self.rounds)
+        if last or number % (settings.checkpoint_every or settings.eval_every) == 0:
+            parts = {"weights": _numpy(record), "server": strategy_state(self.strategy)}
+            parts |= {f"client-{node}": s for node, s in self.grid.client_states().items()}
+            checkpoints.save(self.run.folder / "checkpoint", number, parts)
+        self.progress.update()
+
+    def _note_missing(self, when: str) -> None:
+        """Note the clients missing since the last call, for the next evaluation's rows."""
         missing, self.grid.missing = self.grid.missing, {}
         self._missing += [f"{when}: {client} ({why})" for client, why in missing.items()]
 
-    def evaluate(self, number: int, rows: pd.DataFrame, made: strategy.FedAvg) -> None:
-        """Take in the decisions on the test clips under every condition, and write both tables."""
+    def add(self, number: int, rows: pd.DataFrame) -> None:
+        """Add a round's predictions and their scores to the two tables, and write both."""
         facts = {"run": self.run.id, "model": self.settings.model, "round": number}
         rows = rows.assign(**facts)[runs.PREDICTIONS]
         sent, received = self.grid.sent, self.grid.received
         scored = metrics.scores(rows).assign(
-            train_loss=made.loss,
-            clients_asked=made.asked,
-            clients_replied=made.replied,
+            train_loss=self.strategy.train_loss,
+            clients_asked=self.strategy.clients_asked,
+            clients_replied=self.strategy.clients_replied,
             missing="; ".join(self._missing),
-            bytes_sent=sent - self._moved[0],
-            bytes_received=received - self._moved[1],
+            bytes_sent=sent - self._bytes[0],
+            bytes_received=received - self._bytes[1],
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        self._missing, self._moved = [], (sent, received)
+        self._missing, self._bytes = [], (sent, received)
         self.predictions = pd.concat([self.predictions, rows], ignore_index=True)
         self.rounds = pd.concat([self.rounds, scored], ignore_index=True)
         self.run.write("predictions.parquet", self.predictions)

@@ -1,4 +1,4 @@
-"""Flower's strategies by name, none re-written, each made careful in the same way."""
+"""Flower's strategies by name, each with the same checks around its aggregation."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedser_utils.core.seeding import derive
 
-# those that never look at a single client's reply: one reply with the mean will do
+# strategies that read no single client's reply: one reply with the weighted mean is enough
 PREAGGREGATED = ("FedAvg", "FedProx", "FedAdam", "FedYogi", "FedAvgM")
-# the fewest replies with f malicious clients: Blanchard et al. (2017), Guerraoui and Rouault (2018)
-FEWEST = {"Krum": (2, 3), "MultiKrum": (2, 3), "Bulyan": (4, 3)}
-
+# (a, b): a f + b replies at least with f malicious clients: Blanchard et al. (2017), Guerraoui and
+# Rouault (2018)
+MIN_REPLIES = {"Krum": (2, 3), "MultiKrum": (2, 3), "Bulyan": (4, 3)}
 
 Reestimate = Callable[[int, ArrayRecord, Sequence[int]], Mapping[str, Array]]
 
 
 class RoundError(RuntimeError):
-    """A round cannot be used; the text names the clients."""
+    """A round's result cannot be used; the text names the clients and the reasons."""
 
 
-class _Careful:
-    """Before any Flower strategy: rounds counted on from ``first_round``, clients sampled by the
-    run's own seed, replies counted, batch-norm statistics kept from server-side optimisers, which
-    would make variances negative, and, on request, taken anew of the aggregated model. The replies
-    are sound, and in the order of the clients: the grid sees to that."""
+class _CheckedStrategy:
+    """Mixin before a Flower strategy. It counts rounds on from ``first_round``, samples clients by
+    the run's seed, refuses a round with too few replies, and keeps batch-norm statistics out of
+    server-side optimisers, which would make variances negative; on request it replaces them by
+    those of the aggregated model. The grid has checked the replies and sorted them by client."""
 
     first_round = 0
     seed = 0
@@ -39,6 +39,7 @@ class _Careful:
     reestimate: Reestimate | None = None
 
     def configure_train(self, server_round, arrays, config, grid):
+        """Return the round's train messages, to clients sampled by the run's seed."""
         server_round += self.first_round
         self.names = [*arrays]
         state = random.getstate()  # Flower samples with Python's global generator
@@ -51,7 +52,8 @@ class _Careful:
             self.current_arrays = type(self.current_arrays)(
                 {k: v for k, v in self.current_arrays.items() if k not in self.buffers}
             )
-        self.asked, self.nodes = len(messages), [m.metadata.dst_node_id for m in messages]
+        self.nodes = [message.metadata.dst_node_id for message in messages]
+        self.clients_asked = len(messages)
         return messages
 
     @property
@@ -60,40 +62,42 @@ class _Careful:
         return hasattr(self, "current_arrays")
 
     def aggregate_train(self, server_round, replies):
+        """Return the new weights in float32, and Flower's metrics. Raises RoundError."""
         server_round += self.first_round
         replies = list(replies)
-        sound = [reply for reply in replies if not reply.has_error()]
-        self.replied = sum(int(r.content["metrics"].pop("num-clients", 1)) for r in sound)
-        self._refuse_too_few(server_round, [r.error.reason for r in replies if r.has_error()])
-        if self.optimises:
-            averaged, measures = self._optimise(server_round, sound)
-        else:
-            averaged, measures = super().aggregate_train(server_round, sound)
-        self.loss = float(measures["train-loss"])
-        whole = ArrayRecord({name: _single(averaged[name]) for name in self.names})
+        valid = [reply for reply in replies if not reply.has_error()]
+        self.clients_replied = sum(
+            int(reply.content["metrics"].pop("num-clients", 1)) for reply in valid
+        )
+        self._check_count(server_round, [r.error.reason for r in replies if r.has_error()])
+        aggregate = self._optimise if self.optimises else super().aggregate_train
+        averaged, measures = aggregate(server_round, valid)
+        self.train_loss = float(measures["train-loss"])
+        weights = ArrayRecord({name: _float32(averaged[name]) for name in self.names})
         if self.reestimate:
-            whole.update(self.reestimate(server_round, whole, self.nodes))
-        return whole, measures
+            weights.update(self.reestimate(server_round, weights, self.nodes))
+        return weights, measures
 
-    def _refuse_too_few(self, server_round, reasons):
-        """Raise RoundError where Flower would go on with nothing, or with a wrong result."""
-        why = "; ".join(reasons) or "no reason given"
-        if self.replied < self.min_replies * self.asked or not self.replied:
+    def _check_count(self, server_round, reasons):
+        """Raise RoundError where Flower would continue with nothing, or with a wrong result."""
+        reasons = "; ".join(reasons) or "no reason given"
+        if self.clients_replied < self.min_replies * self.clients_asked or not self.clients_replied:
             raise RoundError(
-                f"round {server_round}: {self.replied} of {self.asked} clients replied, "
-                f"at least {self.min_replies:.0%} must; {why}"
+                f"round {server_round}: {self.clients_replied} of {self.clients_asked} clients "
+                f"replied, at least {self.min_replies:.0%} must; {reasons}"
             )
         name = type(self).__name__
-        per_malicious, more = FEWEST.get(name, (0, 1))
+        per_malicious, more = MIN_REPLIES.get(name, (0, 1))
         malicious = getattr(self, "num_malicious_nodes", 0)
-        if self.replied < per_malicious * malicious + more:
+        if self.clients_replied < per_malicious * malicious + more:
             raise RoundError(
                 f"round {server_round}: {name} with num_malicious_nodes {malicious} needs "
-                f"{per_malicious * malicious + more} replies, {self.replied} came; {why}"
+                f"{per_malicious * malicious + more} replies, {self.clients_replied} came; "
+                f"{reasons}"
             )
 
     def _optimise(self, server_round, replies):
-        """A step of the server's optimiser on the parameters; the plain mean of the buffers."""
+        """Take a step of the server's optimiser on the parameters; average the buffers."""
         statistics = []
         for reply in replies:
             record, arrays = RecordDict(dict(reply.content.items())), reply.content["arrays"]
@@ -108,66 +112,55 @@ class _Careful:
         return {**stepped, **averaged}, measures
 
     def summary(self) -> None:
-        """Nothing: the run's config.json says it."""
+        """Log nothing: the run's config.json has the strategy's settings."""
 
 
-def _single(array: Array) -> Array:
-    """In single precision: Flower's server optimisers compute in double."""
+def _float32(array: Array) -> Array:
+    """Return the array in float32; Flower's server optimisers compute in float64."""
     return array if array.dtype == "float32" else Array(array.numpy().astype(np.float32))
 
 
 def make_strategy(
-    name: str,
-    *,
-    first_round: int,
-    seed: int,
-    min_replies: float,
-    buffers: Iterable[str],
-    reestimate: Reestimate | None = None,
-    fraction_train: float = 1.0,
-    **options: Any,
-) -> strategy.FedAvg:
-    """Flower's strategy ``name``, made careful (see ``_Careful``).
+    name: str, *, first_round: int, seed: int, min_replies: float, buffers: Iterable[str],
+    reestimate: Reestimate | None = None, fraction_train: float = 1.0, **options: Any,
+) -> strategy.FedAvg:  # fmt: skip
+    """Return Flower's strategy ``name`` with the checks of ``_CheckedStrategy``.
 
-    first_round: rounds done already; seed: of the sampling; min_replies: share of the clients
-    asked without whose replies a round fails; buffers: names of the batch-norm statistics;
-    reestimate: round, weights and the round's nodes -> these statistics anew;
-    options: the strategy's own settings (``settings.STRATEGIES``).
+    first_round: rounds done before; seed: of the client sampling; min_replies: share of the
+    round's clients without whose replies the round fails; buffers: names of the batch-norm
+    statistics; reestimate: (round, weights, the round's nodes) -> new batch-norm statistics;
+    options: the strategy's settings (``settings.STRATEGIES``).
     """
-    kind = type(name, (_Careful, getattr(strategy, name)), {})
-    made = kind(
-        fraction_train=fraction_train,
-        fraction_evaluate=0.0,
-        min_train_nodes=1,
-        min_available_nodes=1,
-        **options,
-    )
-    made.first_round, made.seed, made.min_replies = first_round, seed, min_replies
-    made.buffers, made.reestimate = frozenset(buffers), reestimate
-    return made
+    checked = type(name, (_CheckedStrategy, getattr(strategy, name)), {})(
+        fraction_train=fraction_train, fraction_evaluate=0.0, min_train_nodes=1,
+        min_available_nodes=1, **options,
+    )  # fmt: skip
+    checked.first_round, checked.seed, checked.min_replies = first_round, seed, min_replies
+    checked.buffers, checked.reestimate = frozenset(buffers), reestimate
+    return checked
 
 
-def strategy_state(made: strategy.FedAvg) -> dict[str, np.ndarray]:
-    """The arrays a strategy keeps between rounds: FedAdam's ``m_t/classifier.0.bias``, FedAvgM's
+def strategy_state(strategy: strategy.FedAvg) -> dict[str, np.ndarray]:
+    """Return a strategy's arrays for a checkpoint: FedAdam's ``m_t/classifier.0.bias``, FedAvgM's
     ``momentum_vector[]/00000``."""
-    found = {}
-    for attribute, arrays in vars(made).items():
+    state = {}
+    for attribute, arrays in vars(strategy).items():
         if isinstance(arrays, dict):
-            found |= {f"{attribute}/{name}": value for name, value in arrays.items()}
+            state |= {f"{attribute}/{name}": value for name, value in arrays.items()}
         elif isinstance(arrays, list):
-            found |= {f"{attribute}[]/{i:05d}": value for i, value in enumerate(arrays)}
-    return {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
+            state |= {f"{attribute}[]/{i:05d}": value for i, value in enumerate(arrays)}
+    return {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
 
 
-def restore_strategy(made: strategy.FedAvg, state: Mapping[str, np.ndarray]) -> None:
-    """Put ``strategy_state`` back."""
+def restore_strategy(strategy: strategy.FedAvg, state: Mapping[str, np.ndarray]) -> None:
+    """Set a strategy's arrays to a ``strategy_state``."""
     for key in sorted(state):
         attribute, name = key.split("/", 1)
         listed = attribute.endswith("[]")
         attribute = attribute.removesuffix("[]")
-        if not isinstance(getattr(made, attribute), list if listed else dict):
-            setattr(made, attribute, [] if listed else {})
+        if not isinstance(getattr(strategy, attribute), list if listed else dict):
+            setattr(strategy, attribute, [] if listed else {})
         if listed:
-            getattr(made, attribute).append(state[key])
+            getattr(strategy, attribute).append(state[key])
         else:
-            getattr(made, attribute)[name] = state[key]
+            getattr(strategy, attribute)[name] = state[key]

@@ -4,5 +4,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={"vgg": ["build", "load"], "local_training": ["client_update"]},
+    submodules=["vgg"],
+    submod_attrs={
+        "vgg": ["VGG15", "WeakModel", "attack_target", "build", "load"],
+        "local_training": ["Update", "client_update"],
+    },
 )

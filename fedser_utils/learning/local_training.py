@@ -1,4 +1,4 @@
-"""One client's share of a round: local epochs on original, or on half adversarial, clips.
+"""One client's training in a round: local epochs on original, or on half adversarial, clips.
 
 Adversarial training as in the paper's section 5.2: at the start of a round a random half of the
 client's clips is attacked with the model it received, and the loss weighs the two halves (Eq. 5).
@@ -22,7 +22,7 @@ Attack = Callable[..., Tensor]
 
 
 class Update(NamedTuple):
-    """What a client's round yields.
+    """The result of a client's round.
 
     weights: as ``vgg.state_arrays``; optimiser: Adam's moments and step per parameter, for the
     client's next round; loss: mean over the clips; local_arrays: those that stay with the client.
@@ -35,8 +35,8 @@ class Update(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What a client's round draws: the clips that are attacked at its start, those that are not,
-    and for each step the original and the attacked clips it sees; all indices of clips."""
+    """The random draws of a client's round, as indices of clips: those that stay original, those
+    attacked at its start, and (original, attacked) of each step's batch."""
 
     original: Tensor
     attacked: Tensor
@@ -46,7 +46,7 @@ class Schedule(NamedTuple):
 def make_schedule(
     n: int, *, epochs: int, batch_size: int, attack: bool, generator: torch.Generator
 ) -> Schedule:
-    """A round on ``n`` clips. attack: whether half of them, rounded down, are attacked."""
+    """Draw a round on ``n`` clips. attack: whether half of them, rounded down, are attacked."""
     order = torch.randperm(n, generator=generator)
     attacked = order[: n // 2 if attack else 0]
     original = order[len(attacked) :]
@@ -73,43 +73,44 @@ def client_update(
     proximal_mu: float = 0.0,
     bf16: bool = False,
 ) -> Update:
-    """Train ``weights`` on one client's clips.
+    """Train ``weights`` on one client's clips and return the update.
 
-    model: a workspace of the right shape; its content is overwritten. x: (n, 1, frames, mels)
-    standardised log-Mel and y: (n,) labels, n >= 1. optimiser: what the client's last round
-    returned, or None for a fresh Adam. local_arrays: arrays that stay with the client and take
-    the place of those received, which go back unchanged (FedBN, Li et al., 2021). attack:
-    ``(model, x, y) -> x_adv``, or None for natural training; alpha: weight of the original clips'
-    loss in Eq. 5. proximal_mu: FedProx's weight of mu/2 |w - weights|^2, added to what is minimised
-    and not to the loss that is reported (Li et al., 2020, Eq. 2). bf16: autocast in training,
-    and of the attack's gradients.
+    model: a workspace of the right shape, overwritten. x: (n, 1, frames, mels) standardised
+    log-Mel; y: (n,) labels; n >= 1. optimiser: as the client's last round returned it, or None
+    for a new Adam. local_arrays: arrays that stay with the client and replace those received,
+    which are returned unchanged (FedBN, Li et al., 2021). attack: ``(model, x, y) -> x_adv``, or
+    None for natural training; alpha: weight of the original clips' loss in Eq. 5. proximal_mu:
+    FedProx's weight of mu/2 |w - weights|^2, in what is minimised but not in the loss reported
+    (Li et al., 2020, Eq. 2). bf16: autocast in training, and of the attack's gradients.
 
-    Neither ``weights`` nor ``optimiser`` nor ``local_arrays`` nor ``x`` is changed.
+    ``weights``, ``optimiser``, ``local_arrays`` and ``x`` are not changed.
     """
     local_arrays = local_arrays or {}
-    begin = weights | local_arrays
-    load_arrays(model, begin)
-    plan = make_schedule(
+    initial = weights | local_arrays
+    load_arrays(model, initial)
+    schedule = make_schedule(
         len(x), epochs=epochs, batch_size=batch_size, attack=attack is not None, generator=generator
     )
-    if len(plan.attacked):
-        x, chosen = x.clone(), plan.attacked.to(x.device)
-        x[chosen] = attack(attack_target(model, bf16=bf16), x[chosen], y[chosen])
+    if len(schedule.attacked):
+        x, attacked = x.clone(), schedule.attacked.to(x.device)
+        x[attacked] = attack(attack_target(model, bf16=bf16), x[attacked], y[attacked])
     state = init_optimizer_state(model, optimiser)
-    total, seen = 0.0, 0
-    for clean, adversarial in plan.steps:
-        batch = torch.cat([clean, adversarial]).to(x.device)
+    total, count = 0.0, 0
+    for original, adversarial in schedule.steps:
+        batch = torch.cat([original, adversarial]).to(x.device)
         losses = train_step(
-            model, state, x[batch], y[batch], clean=len(clean), alpha=alpha,
-            learning_rate=learning_rate, proximal_mu=proximal_mu, anchor=begin, bf16=bf16,
+            model, state, x[batch], y[batch], clean=len(original), alpha=alpha,
+            learning_rate=learning_rate, proximal_mu=proximal_mu, anchor=initial, bf16=bf16,
         )  # fmt: skip
-        total, seen = total + losses.sum(), seen + len(batch)
+        total, count = total + losses.sum(), count + len(batch)
     model.eval()
-    arrays = {name: value.clone() for name, value in state_arrays(model).items()}
-    kept = {f"{key}/{name}": v for key, part in state.items() for name, v in part.items()}
-    back = arrays | {name: weights[name] for name in local_arrays}
-    final_local = {name: arrays[name] for name in local_arrays}
-    return Update(back, kept, float(total) / seen, final_local)
+    trained = {name: value.clone() for name, value in state_arrays(model).items()}
+    return Update(
+        weights=trained | {name: weights[name] for name in local_arrays},
+        optimiser={f"{key}/{name}": v for key, part in state.items() for name, v in part.items()},
+        loss=float(total) / count,
+        local_arrays={name: trained[name] for name in local_arrays},
+    )
 
 
 def train_step(
@@ -126,11 +127,11 @@ def train_step(
     bf16: bool = False,
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """One step on one batch; model and state (``started``) are changed.
+    """Take one step on one batch, in place, and return the losses (batch,), detached.
 
-    x, y: the batch, its first ``clean`` clips original and the others attacked. anchor: the
-    weights that proximal_mu pulls to. forward: the model's forward pass in another form.
-    Returns the losses (batch,), detached.
+    state: as ``init_optimizer_state`` returns it. x: (batch, 1, frames, mels), y: (batch,); the
+    first ``clean`` clips are original, the others adversarial. anchor: the weights that
+    proximal_mu pulls to. forward: the model's forward pass, x -> logits, if not model itself.
     """
     model.train()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
@@ -146,14 +147,14 @@ def train_step(
 
 
 def _pull_back(model: VGG15, weights: Arrays, mu: float) -> None:
-    """Add the gradient of mu/2 |w - weights|^2, over the trainable parameters."""
+    """Add the gradient of mu/2 |w - weights|^2 to that of the parameters."""
     for name, parameter in model.named_parameters():
         parameter.grad.add_(parameter.detach() - weights[name].to(parameter.device), alpha=mu)
 
 
 def mixed_loss(original: Tensor, adversarial: Tensor, *, alpha: float) -> Tensor:
-    """Eq. 5: alpha x mean(original) + (1 - alpha) x mean(adversarial), of per-clip losses; with
-    one kind only, its mean."""
+    """Return Eq. 5: alpha x mean(original) + (1 - alpha) x mean(adversarial), of per-clip losses
+    (n,) and (m,); where one of them is empty, the other's mean."""
     if not len(adversarial):
         return original.mean()
     if not len(original):
@@ -164,35 +165,35 @@ def mixed_loss(original: Tensor, adversarial: Tensor, *, alpha: float) -> Tensor
 def _batches(
     original: Tensor, attacked: Tensor, batch_size: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffle both kinds and deal them evenly over ``ceil(n / batch_size)`` batches."""
+    """Shuffle both and spread them evenly over ``ceil(n / batch_size)`` batches."""
     count = -(-(len(original) + len(attacked)) // batch_size)
-    dealt = []
-    for kind in (original, attacked):
-        shuffled = kind[torch.randperm(len(kind), generator=generator)]
-        dealt.append(shuffled.tensor_split(count))
-    yield from zip(*dealt, strict=True)
+    parts = []
+    for indices in (original, attacked):
+        shuffled = indices[torch.randperm(len(indices), generator=generator)]
+        parts.append(shuffled.tensor_split(count))
+    yield from zip(*parts, strict=True)
 
 
 def init_optimizer_state(model: VGG15, optimiser: Arrays | None) -> dict[str, Arrays]:
-    """Adam's state, key -> parameter's name -> value: zeros, or ``optimiser`` (whose names are
-    e.g. ``exp_avg/classifier.0.bias``) copied into each parameter's own memory format: the fused
-    Adam walks through memory, and moments laid out otherwise would meet the wrong weights."""
+    """Return Adam's state, key -> parameter's name -> value: zeros, or a copy of ``optimiser``,
+    whose names are e.g. ``exp_avg/classifier.0.bias``. Each value has its parameter's memory
+    format: the fused Adam goes through memory, and would pair others with the wrong weights."""
     parameters = dict(model.named_parameters())
     state = {
         "step": {name: value.detach().new_zeros(()) for name, value in parameters.items()},
         "exp_avg": {name: torch.zeros_like(value) for name, value in parameters.items()},
         "exp_avg_sq": {name: torch.zeros_like(value) for name, value in parameters.items()},
     }
-    for key, own in state.items() if optimiser else ():
-        for name, value in own.items():
+    for key, values in state.items() if optimiser else ():
+        for name, value in values.items():
             value.copy_(optimiser[f"{key}/{name}"].reshape(value.shape))
     return state
 
 
 @torch.no_grad()
 def _step(model: VGG15, state: dict[str, Arrays], learning_rate: float | Tensor) -> None:
-    """A step of Adam (Kingma and Ba, 2015), torch's own with its defaults; through its functional
-    form, since torch.optim's classes load the compiler first, which takes a new process seconds."""
+    """Take a step of torch's Adam (Kingma and Ba, 2015) with its defaults; in its functional form,
+    since torch.optim's classes load the compiler first, which takes a new process seconds."""
     parameters = [*model.parameters()]
     adam(
         parameters, [p.grad for p in parameters], [*state["exp_avg"].values()],

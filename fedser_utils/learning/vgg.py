@@ -1,10 +1,10 @@
-"""VGG-15, the paper's network (section 6.2, Fig. 3)."""
+"""VGG-15, the paper's network (section 6.2, Fig. 3), its copies for attacks, and its weights."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,17 @@ from fedser_utils.core.runs import Run, load_model
 from fedser_utils.core.runs import load_arrays as read_arrays
 
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # layers, channels
+LOCAL_ARRAYS_FILE = "batch_norm.safetensors"  # every client's, in a run's folder: client/name
 
 
 class VGG15(nn.Module):
-    """Five blocks of 3x3 convolutions (no bias), each with batch normalisation and ReLU, a 2x2
-    max pooling after each block, global average pooling, a layer of 256 with ReLU, and the
-    logits (no softmax). At width 1 and 7 classes: 14,850,887 parameters.
+    """VGG-15: 13 convolutions and 2 linear layers, 14,850,887 parameters for 7 classes.
+
+    Five blocks of 3x3 convolutions (no bias), each with normalisation and ReLU, 2x2 max pooling
+    after each block, global average pooling, a layer of 256 with ReLU, and the logits.
 
     width: factor on all channels and on the hidden layer. norm: "batch", or "group" for group
-    normalisation in its place, which looks at one clip at a time (Wu and He, 2018).
+    normalisation, which depends on one clip at a time (Wu and He, 2018).
     """
 
     def __init__(self, num_classes: int = 7, *, width: float = 1.0, norm: str = "batch") -> None:
@@ -47,25 +49,25 @@ class VGG15(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (batch, 1, frames, mels), standardised log-Mel, 32 x 32 at least; the paper's are
-        373 x 64, and 380 x 66 when randomised. Returns logits (batch, num_classes)."""
+        """Return logits (batch, num_classes). x: (batch, 1, frames, mels) standardised log-Mel,
+        32 x 32 at least; the paper's are 373 x 64, and 380 x 66 when randomised."""
         x = x.contiguous(memory_format=torch.channels_last)
         return self.classifier(self.features(x).mean((2, 3)))
 
 
 def num_groups(channels: int) -> int:
-    """Of a group normalisation: 32 or fewer, of eight channels or more each where there are as
-    many."""
-    found = math.gcd(32, channels)
-    while found > 1 and channels // found < 8:
-        found //= 2
-    return found
+    """The number of groups in a group normalisation: at most 32, each of at least 8 channels where
+    there are as many."""
+    groups = math.gcd(32, channels)
+    while groups > 1 and channels // groups < 8:
+        groups //= 2
+    return groups
 
 
 def build(
     num_classes: int, *, width: float, generator: torch.Generator, norm: str = "batch"
 ) -> VGG15:
-    """A VGG-15 in channels_last whose initial weights depend on ``generator`` alone."""
+    """Return a VGG-15 in channels_last whose initial weights depend on ``generator`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         model = VGG15(num_classes, width=width, norm=norm)
@@ -73,10 +75,10 @@ def build(
 
 
 def fold_batch_norm(model: VGG15) -> nn.Module:
-    """A frozen evaluation copy with the batch normalisation folded into the convolutions.
+    """Return a frozen evaluation copy with the batch normalisation folded into the convolutions.
 
-    It computes the same logits, up to rounding, in less time, and its parameters ask for no
-    gradients: what an attack needs. ``model`` is not changed.
+    It computes the same logits, up to rounding, in less time, and its parameters need no
+    gradients. ``model`` is not changed.
     """
     frozen = copy.deepcopy(model).eval()
     layers: list[nn.Module] = []
@@ -90,37 +92,36 @@ def fold_batch_norm(model: VGG15) -> nn.Module:
 
 
 class Bf16GradientModel(nn.Module):
-    """A frozen copy that decides in fp32 and gives gradients in bf16: for attacks, where bf16 is
-    fast. An attack's direction needs no more digits than bf16 has; whether it has succeeded, and
-    how far it is to a boundary, does.
+    """A frozen copy for attacks whose predictions are in fp32 and gradients in bf16.
 
-    compiled: through ``faster``.
+    The direction of an attack needs no more digits than bf16 has; whether it has succeeded, and
+    how far it is to a boundary, does. compiled: through ``compile_module``.
     """
 
     def __init__(self, model: VGG15, *, compiled: bool = False) -> None:
         super().__init__()
-        self.exact, self.rough = fold_batch_norm(model), fold_batch_norm(model).bfloat16()
+        self.fp32, self.bf16 = fold_batch_norm(model), fold_batch_norm(model).bfloat16()
         if compiled:
-            self.exact, self.rough = compile_module(self.exact), compile_module(self.rough)
+            self.fp32, self.bf16 = compile_module(self.fp32), compile_module(self.bf16)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """As ``VGG15``, float32."""
+        """Return float32 logits (batch, num_classes), as ``VGG15`` does."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return self.rough(x.bfloat16()).float()
-        return self.exact(x)
+            return self.bf16(x.bfloat16()).float()
+        return self.fp32(x)
 
     @torch.no_grad()
-    def take(self, model: VGG15) -> None:
-        """Be a copy of another model of the same shape: what was compiled is used again."""
-        news = [*fold_batch_norm(model).parameters()]
-        for copied in (self.exact, self.rough):
-            torch._foreach_copy_([*copied.parameters()], news)
+    def copy_from(self, model: VGG15) -> None:
+        """Copy the weights of another model of the same shape; nothing is compiled again."""
+        parameters = [*fold_batch_norm(model).parameters()]
+        for part in (self.fp32, self.bf16):
+            torch._foreach_copy_([*part.parameters()], parameters)
 
 
 def compile_module(function: Callable, *, dynamic: bool | None = None) -> Callable:
-    """``function``, or a module, through torch.compile, which needs a C++ compiler and half a
-    minute at first; where it fails, torch says so and goes on without. dynamic: whether one
+    """Return a function or module compiled by torch.compile, which needs a C++ compiler and half a
+    minute at first; where it fails, torch warns and runs it as it is. dynamic: whether one
     compilation serves batches of all sizes; None: from the second size on."""
     import torch._dynamo  # here, since it takes seconds
     import torch._functorch.config
@@ -133,14 +134,16 @@ def compile_module(function: Callable, *, dynamic: bool | None = None) -> Callab
 
 
 def attack_target(model: VGG15, *, bf16: bool) -> nn.Module:
-    """What an attack aims at in the model's place: ``Quick``, or ``folded`` without bf16."""
+    """Return the copy of ``model`` that attacks run against: a ``Bf16GradientModel``, or without
+    bf16 ``fold_batch_norm``'s."""
     return Bf16GradientModel(model) if bf16 else fold_batch_norm(model)
 
 
 class WeakModel(nn.Module):
-    """A model that any working attack must fool: random weights on every pixel of x + sin(20 x),
-    so that changes far below 0.05, whether fine, coarse or the same for all clips, add up to more
-    than the logits' differences on standardised log-Mel. An attack that fails on it is broken.
+    """A model that any working attack must fool: random weights on every pixel of x + sin(20 x).
+
+    Changes far below 0.05, whether fine, coarse or the same for all clips, add up to more than the
+    logits' differences on standardised log-Mel. An attack that fails on it is broken.
 
     size: pixels of an image. cells: instead, weights on the mean of sin(20 x) in each of cells x
     cells parts of an image of any size: weak to gradients also behind a randomisation that keeps
@@ -163,61 +166,29 @@ class WeakModel(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (batch, ...) of ``size`` pixels, with cells (batch, 1, frames, mels). Returns logits
-        (batch, classes)."""
+        """Return logits (batch, classes). x: (batch, ...) of ``size`` pixels; with cells (batch, 1,
+        frames, mels)."""
         waves = torch.sin(20 * x)
         if not self.cells:
             return (x + waves).flatten(1) @ self.weight.T
         return nn.functional.adaptive_avg_pool2d(waves, self.cells).flatten(1) @ self.weight.T
 
 
-def batch_norm_names(model: nn.Module) -> list[str]:
-    """The names among ``state_arrays`` that belong to batch normalisation: weights, biases, and
-    running statistics."""
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
-    return [name for name in state_arrays(model) if name.rpartition(".")[0] in layers]
-
-
-def batch_statistics(model: nn.Module, x: Tensor, *, batch_size: int = 32) -> dict[str, Tensor]:
-    """The running means and variances of the batch normalisation as these clips alone give them,
-    by name. x: (n, 1, frames, mels). ``model`` is not changed."""
-    from torch.optim.swa_utils import update_bn  # here: torch.optim loads the compiler
-
-    own = copy.deepcopy(model)
-    update_bn(x.split(batch_size), own)
-    return {name: v.clone() for name, v in state_arrays(own).items() if ".running_" in name}
-
-
-def pooled_statistics(found: Iterable[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
-    """The statistics of all clips from several ``batch_statistics`` and their numbers of clips:
-    the variance within each plus that of the means (law of total variance)."""
-    parts, counts = zip(*found, strict=True)
-    shares = [count / sum(counts) for count in counts]
-    pooled = {}
-    for name in parts[0]:
-        pooled[name] = sum(share * part[name] for share, part in zip(shares, parts, strict=True))
-    for name in [name for name in pooled if name.endswith("running_var")]:
-        means = name.removesuffix("var") + "mean"
-        for share, part in zip(shares, parts, strict=True):
-            pooled[name] = pooled[name] + share * (part[means] - pooled[means]).square()
-    return pooled
-
-
 def state_arrays(model: nn.Module) -> dict[str, Tensor]:
-    """What a client and the server exchange: parameters and batch-norm statistics, detached.
+    """Return what a client and the server exchange: parameters and batch-norm statistics, detached.
     BN's counters of batches are left out; with a fixed momentum nothing reads them."""
     return {k: v.detach() for k, v in model.state_dict().items() if v.is_floating_point()}
 
 
 def pack(arrays: dict[str, Tensor]) -> Tensor:
-    """All of ``state_arrays`` in one vector, on the host: over a network a hundred small arrays
-    take far longer than one large one."""
+    """Return all of ``state_arrays`` in one vector, on the CPU: over a network a hundred small
+    arrays take far longer than one large one."""
     return torch.cat([value.cpu().reshape(-1) for value in arrays.values()])
 
 
 def unpack(vector: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The arrays in a vector; like: those whose names and shapes it has. Raises ValueError where
-    it has another size or type."""
+    """Return the arrays that ``pack`` put in a vector, named and shaped as ``like``. Raises
+    ValueError for a vector of another size or type."""
     sizes = [value.numel() for value in like.values()]
     if vector.dtype != torch.float32 or vector.shape != (sum(sizes),):
         kind = str(vector.dtype).removeprefix("torch.")
@@ -227,7 +198,8 @@ def unpack(vector: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_arrays(model: nn.Module, arrays: dict[str, Tensor]) -> nn.Module:
-    """Put ``state_arrays`` back, in place. Raises RuntimeError if a name or shape is wrong."""
+    """Load ``state_arrays`` into the model and return it. Raises RuntimeError for a wrong name or
+    shape."""
     missing, unexpected = model.load_state_dict(arrays, strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
@@ -235,35 +207,31 @@ def load_arrays(model: nn.Module, arrays: dict[str, Tensor]) -> nn.Module:
     return model
 
 
-LOCAL_ARRAYS_FILE = (
-    "batch_norm.safetensors"  # a run's batch normalisation of every client: client/name
-)
-
-
 def load(run: Run, *, client: str | None = None) -> VGG15:
-    """The model a complete run ended with, in evaluation mode. client: whose, where every client
-    has a batch normalisation of its own. Raises InputError where that is not to be had."""
+    """Return the model that a complete run ended with, in evaluation mode.
+
+    client: whose, where every client has its local batch normalisation. Raises InputError where
+    such a client is missing.
+    """
     settings = run.settings
     arrays = {k: torch.from_numpy(v) for k, v in load_model(run).items()}
     arrays = {k: v for k, v in arrays.items() if not k.startswith("standardisation.")}
     if settings.batch_norm == "local":
-        own = (
-            read_arrays(run.folder / LOCAL_ARRAYS_FILE)
-            if (run.folder / LOCAL_ARRAYS_FILE).exists()
-            else {}
-        )
-        clients = sorted({name.rpartition("/")[0] for name in own})
-        if client not in clients:
-            raise InputError(
-                f"run {run.id} has no one model: its batch norm is local; give a client of "
-                f"{', '.join(clients) or 'the deployment, which keep it'}"
-            )
-        prefix = f"{client}/"
-        arrays |= {
-            name.removeprefix(prefix): torch.from_numpy(value)
-            for name, value in own.items()
-            if name.startswith(prefix)
-        }
-    classes = len(arrays["classifier.2.bias"])
-    model = VGG15(classes, width=settings.width, norm=settings.norm)
+        arrays |= _local_arrays(run, client)
+    model = VGG15(len(arrays["classifier.2.bias"]), width=settings.width, norm=settings.norm)
     return load_arrays(model, arrays).eval().to(memory_format=torch.channels_last)
+
+
+def _local_arrays(run: Run, client: str | None) -> dict[str, Tensor]:
+    """A client's batch normalisation in a run where it is local."""
+    path = run.folder / LOCAL_ARRAYS_FILE
+    by_client: dict[str, dict[str, Tensor]] = {}
+    for key, value in (read_arrays(path) if path.exists() else {}).items():
+        owner, _, name = key.rpartition("/")
+        by_client.setdefault(owner, {})[name] = torch.from_numpy(value)
+    if client not in by_client:
+        raise InputError(
+            f"run {run.id} has no one model: its batch norm is local; give a client of "
+            f"{', '.join(sorted(by_client)) or 'the deployment, which keep it'}"
+        )
+    return by_client[client]

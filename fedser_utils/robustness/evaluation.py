@@ -1,8 +1,8 @@
-"""Models, clips, attacks and defences -> tidy rows of decisions.
+"""What models decide on clips, attacked or not, as tidy rows.
 
 ``evaluate`` is the paper's protocol (section 6.3): original and randomised clips; adversarial
-clips, made against the plain model; and the same adversarial clips seen through the
-randomisation. The attacker there does not know of the randomisation: it is not adaptive.
+clips, crafted on the undefended model; and the same adversarial clips, randomised. The attacker
+does not know of the randomisation: it is not adaptive.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ def in_batches(
     generators: Callable[[int], torch.Generator] | None = None,
     copies: int = 1,
 ) -> Tensor:
-    """``function`` over batches of ``columns`` (equally long tensors), joined again.
+    """Return ``function`` of the columns, computed batch by batch and concatenated.
 
-    The batches are of a size that suits the device, divided by the ``copies`` that the function
-    makes of each clip; on a CPU they run side by side on the pool's workers, on a pool of their own
-    if None. Where memory does not suffice for a batch, its halves are tried.
-    generators: a function that draws is given, as ``generator``, what this makes of a batch's
-    number, so that the workers' order changes nothing.
+    columns: tensors of one length, (n, ...). The batch size suits the device, divided by the
+    ``copies`` that the function makes of each clip; where a batch exceeds the GPU's memory, its
+    halves are tried. On a CPU the batches run side by side on ``pool`` (None: on a new one).
+    generators: batch number -> the ``generator`` that the function is called with, so that the
+    order of the workers changes nothing.
     """
     device = columns[0].device.type
     size = max(1, BATCH[device] // copies)
     batches = list(zip(*(column.split(size) for column in columns), strict=True))
 
     def run(number: int) -> Tensor:
-        own = {} if generators is None else {"generator": generators(number)}
-        return _within_memory(partial(function, **own), batches[number])
+        options = {} if generators is None else {"generator": generators(number)}
+        return _within_memory(partial(function, **options), batches[number])
 
     if device != "cpu":
         return torch.cat([run(number) for number in range(len(batches))])
@@ -65,8 +65,7 @@ def in_batches(
 
 
 def _within_memory(function: Callable[..., Tensor], columns: Sequence[Tensor]) -> Tensor:
-    """``function(*columns)``; where the GPU's memory does not suffice, of one half and the
-    other."""
+    """Return ``function(*columns)``, of each half alone where the GPU's memory does not suffice."""
     try:
         return function(*columns)
     except torch.OutOfMemoryError:
@@ -88,9 +87,9 @@ def evaluate(
     seed: int,
     pool: Executor | None = None,
 ) -> pd.DataFrame:
-    """The decisions of ``model`` on every clip under every condition.
+    """Return what ``model`` decides on every clip under the paper's four conditions.
 
-    model: what decides and is attacked, as ``vgg.attackable`` makes it. x: (n, 1, frames, mels)
+    model: decides and is attacked, as ``vgg.attack_target`` makes it. x: (n, 1, frames, mels)
     standardised log-Mel; y: (n,) labels; attacks: name -> function ``(model, x, y) -> x_adv``;
     seed: of the randomisation's draws, one per clip and condition.
 
@@ -98,29 +97,26 @@ def evaluate(
     (of the clip in x), y_pred.
     """
 
-    def randomly(x: Tensor, sizes: Tensor, offsets: Tensor) -> Tensor:
+    def randomised_decisions(x: Tensor, sizes: Tensor, offsets: Tensor) -> Tensor:
         return predictions(model, randomise(x, Draw(sizes, offsets)))
 
     rows = []
     for name in ("none", *attacks):
-        seen = x
-        if name != "none":
-            seen = in_batches(partial(attacks[name], model), x, y, pool=pool)
+        x_adv = x if name == "none" else in_batches(partial(attacks[name], model), x, y, pool=pool)
         draw = randomise.draw(len(x), generator(seed, "randomise", name))
         sizes, offsets = (part.to(x.device) for part in draw)
-        decided = (
-            in_batches(partial(predictions, model), seen, pool=pool),
-            in_batches(randomly, seen, sizes, offsets, pool=pool),
+        decisions = (
+            in_batches(partial(predictions, model), x_adv, pool=pool),
+            in_batches(randomised_decisions, x_adv, sizes, offsets, pool=pool),
         )
-        for condition, said in zip(conditions(name), decided, strict=True):
-            columns = {"attack": name, "condition": condition, "draw": 0}
-            columns |= {"index": np.arange(len(x)), "y_pred": said.cpu().numpy()}
-            rows.append(pd.DataFrame(columns))
-    return pd.concat(rows, ignore_index=True)
+        for condition, y_pred in zip(conditions(name), decisions, strict=True):
+            rows.append(draw_rows(y_pred, attack=name, condition=condition))
+    columns = ["attack", "condition", "draw", "index", "y_pred"]
+    return pd.concat(rows, ignore_index=True)[columns]
 
 
 def conditions(attack: str) -> tuple[str, str]:
-    """The conditions without and with randomisation, in the paper's words."""
+    """Return the paper's names of the conditions without and with randomisation."""
     if attack == "none":
         return "original", "randomised"
     return "adversarial", "randomised_adversarial"
@@ -137,28 +133,28 @@ def under_attacks(
     bf16: bool = False,
     pool: Executor | None = None,
 ) -> pd.DataFrame:
-    """What models decide on clips that were attacked with the help of ``source``.
+    """Return what models decide on clips that were attacked through ``source``.
 
-    attacks: (name, the value of its strength that varies, or None) -> function
-    ``(model, x, y) -> x_adv``, or None for the clips as they are; targets: name -> model that is
-    shown the clips, the source itself if None; seed: of attacks that take a generator; bf16: of
-    the attacks' gradients.
+    x: (n, 1, frames, mels) standardised log-Mel; y: (n,) labels; attacks: (name, the value of its
+    strength that varies, or None) -> function ``(model, x, y) -> x_adv``, or None for no attack;
+    targets: name -> model that classifies the clips, the source itself if None; seed: of attacks
+    that take a generator; bf16: of the attacks' gradients.
 
     Returns a row per target, attack and clip: target, attack, value, index, y_true, y_pred.
     """
-    aim = attack_target(source, bf16=bf16)
-    judges = {n: fold_batch_norm(m) for n, m in (targets or {"source": source}).items()}
+    target_model = attack_target(source, bf16=bf16)
+    targets = {n: fold_batch_norm(m) for n, m in (targets or {"source": source}).items()}
     rows = []
     for (name, value), attack in attacks.items():
-        seen = x
+        x_adv = x
         if attack is not None:
-            draws = "generator" in inspect.signature(attack).parameters
-            own = partial(generator, seed, name, value) if draws else None
-            seen = in_batches(partial(attack, aim), x, y, pool=pool, generators=own)
-        for target, judge in judges.items():
-            said = in_batches(partial(predictions, judge), seen, pool=pool)
+            random = "generator" in inspect.signature(attack).parameters
+            draws = partial(generator, seed, name, value) if random else None
+            x_adv = in_batches(partial(attack, target_model), x, y, pool=pool, generators=draws)
+        for target, model in targets.items():
+            y_pred = in_batches(partial(predictions, model), x_adv, pool=pool)
             columns = {"target": target, "attack": name, "value": value}
-            columns |= {"index": np.arange(len(x)), "y_true": y.cpu(), "y_pred": said.cpu()}
+            columns |= {"index": np.arange(len(x)), "y_true": y.cpu(), "y_pred": y_pred.cpu()}
             rows.append(pd.DataFrame(columns))
     return pd.concat(rows, ignore_index=True)
 
@@ -172,23 +168,22 @@ def transfer(
     bf16: bool = False,
     pool: Executor | None = None,
 ) -> pd.DataFrame:
-    """``under_attacks`` from every model to every model, with the column source."""
-    rows = []
-    for name, source in models.items():
-        options = {"targets": models, "bf16": bf16, "pool": pool}
-        found = under_attacks(source, x, y, {("transfer", None): attack}, **options)
-        rows.append(found.assign(source=name))
+    """Return ``under_attacks`` from every model to every model, with the column source."""
+    options = {"targets": models, "bf16": bf16, "pool": pool}
+    rows = [
+        under_attacks(source, x, y, {("transfer", None): attack}, **options).assign(source=name)
+        for name, source in models.items()
+    ]
     return pd.concat(rows, ignore_index=True)
 
 
 def fooling_rate(model: nn.Module, x: Tensor, attacks: Mapping[str, Attack]) -> pd.Series:
-    """The share of clips in percent whose decision each attack changes."""
+    """Return the percentage of clips whose decision each attack changes. x: (n, ...)."""
     before = predictions(model, x)
-    changed = {
-        name: predictions(model, attack(model, x, before)) != before
+    shares = {
+        name: 100 * (predictions(model, attack(model, x, before)) != before).double().mean().item()
         for name, attack in attacks.items()
     }
-    shares = {name: 100 * wrong.double().mean().item() for name, wrong in changed.items()}
     return pd.Series(shares, name="fooled [%]")
 
 
@@ -202,13 +197,16 @@ def perturbation_sizes(
     std: Tensor,
     bf16: bool = False,
 ) -> pd.DataFrame:
-    """How large each attack's perturbations are: the medians of ``perceptibility``'s measures,
-    a row per attack. mean, std: (mels,) of the standardisation."""
-    aim, rows = attack_target(model, bf16=bf16), []
+    """Return how large each attack's perturbations are, a row per attack.
+
+    x: (n, 1, frames, mels) standardised log-Mel; y: (n,) labels; mean, std: (mels,) of the
+    standardisation. The columns are the medians over clips of ``perceptibility``'s measures.
+    """
+    target_model, rows = attack_target(model, bf16=bf16), []
     for name, attack in attacks.items():
-        moved = in_batches(partial(attack, aim), x, y)
-        found = perceptibility(x, moved, mean=mean, std=std)
-        rows.append({"attack": name} | {key: each.median().item() for key, each in found.items()})
+        x_adv = in_batches(partial(attack, target_model), x, y)
+        sizes = perceptibility(x, x_adv, mean=mean, std=std)
+        rows.append({"attack": name} | {n: size.median().item() for n, size in sizes.items()})
     return pd.DataFrame(rows)
 
 
@@ -220,7 +218,7 @@ def predict_sounds(
     *,
     rate: int = SAMPLE_RATE,
 ) -> pd.DataFrame:
-    """Write sounds as 16-bit WAVs, and what the model decides on each file as it was written.
+    """Write sounds as 16-bit WAVs, and return what the model decides on each file.
 
     listen: (1, samples) at ``rate`` Hz -> (1, 1, frames, mels); sounds: name -> (1, samples).
     Returns a row per sound: sound, path, y_pred.
@@ -228,26 +226,28 @@ def predict_sounds(
     rows = []
     for name, waveform in sounds.items():
         path = audio.write(folder / f"{name}.wav", waveform[0].cpu().numpy(), rate=rate)
-        back = listen(log_mel.load_waveform(path, rate=rate, device=waveform.device))
-        rows.append((name, path, predictions(model, back).item()))
+        x = listen(log_mel.load_waveform(path, rate=rate, device=waveform.device))
+        rows.append((name, path, predictions(model, x).item()))
     return pd.DataFrame(rows, columns=["sound", "path", "y_pred"])
 
 
-def draw_rows(decided: Tensor, **facts: Any) -> pd.DataFrame:
-    """Rows (draw, index, y_pred, and the facts) of decisions (draws, n) or (n,)."""
-    decided = decided.cpu().numpy().reshape(-1, decided.shape[-1])
-    draw, index = np.indices(decided.shape).reshape(2, -1)
-    return pd.DataFrame({"draw": draw, "index": index, "y_pred": decided.ravel()} | facts)
+def draw_rows(y_pred: Tensor, **columns: Any) -> pd.DataFrame:
+    """Return rows draw, index, y_pred and ``columns``, of decisions (draws, n) or (n,)."""
+    y_pred = y_pred.cpu().numpy().reshape(-1, y_pred.shape[-1])
+    draw, index = np.indices(y_pred.shape).reshape(2, -1)
+    return pd.DataFrame({"draw": draw, "index": index, "y_pred": y_pred.ravel()} | columns)
 
 
 def with_clips(
-    rows: pd.DataFrame, clips: pd.DataFrame, classes: Sequence[str], **facts: Any
+    rows: pd.DataFrame, clips: pd.DataFrame, classes: Sequence[str], **columns: Any
 ) -> pd.DataFrame:
-    """Rows with an index (of the clip) and y_pred (of the class) -> rows with clip, speaker,
-    y_true and y_pred by name, and the facts. clips: the table that the index counts in, whose
-    emotion is the truth, unless the rows have a y_true (of the class) of their own."""
-    of_clip, by_name = clips.iloc[rows["index"]], np.array(classes)
-    truth = by_name[rows["y_true"]] if "y_true" in rows else of_clip["emotion"].to_numpy()
-    names = {name: of_clip[name].to_numpy() for name in ("clip", "speaker")}
+    """Return the rows with clip, speaker, and y_true and y_pred by name.
+
+    rows: index (of the clip in ``clips``), y_pred and perhaps y_true (of the class; without it
+    the clip's emotion is the truth); columns: further ones to add.
+    """
+    by_clip, by_name = clips.iloc[rows["index"]], np.array(classes)
+    truth = by_name[rows["y_true"]] if "y_true" in rows else by_clip["emotion"].to_numpy()
+    names = {name: by_clip[name].to_numpy() for name in ("clip", "speaker")}
     names |= {"y_true": truth, "y_pred": by_name[rows["y_pred"]]}
-    return rows.drop(columns="index").assign(**facts, **names)
+    return rows.drop(columns="index").assign(**columns, **names)

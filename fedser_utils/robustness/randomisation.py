@@ -50,11 +50,11 @@ class Randomise(nn.Module):
                 raise ValueError(f"sizes in [{low}, {high}) do not fit the padded size {most}")
         self.ranges, self.padded, self.value = (frames, mels), padded, value
         self.mode = choose("resize", mode, RESIZE_MODES)
-        self.training = False  # there is nothing to train: it never stands in an attack's way
+        self.training = False  # there is nothing to train, and attacks refuse a training mode
 
     @classmethod
     def on(cls, shape: tuple[int, int], *, mode: str = "bilinear") -> Randomise:
-        """The paper's margins on images of (frames, mels)."""
+        """Return a randomisation with the paper's margins, of images of (frames, mels)."""
         return cls.with_margins(*MARGINS, shape=shape, mode=mode)
 
     @classmethod
@@ -66,19 +66,19 @@ class Randomise(nn.Module):
         shape: tuple[int, int] = (FRAMES, MELS),
         **options: float | str,
     ) -> Randomise:
-        """Images of ``shape`` enlarged by fewer than ``frames`` frames and ``mels`` bands (by
-        nothing where that is 1), padded by so many: the paper's are 7 and 2."""
+        """Return a randomisation of images of ``shape`` that enlarges them by fewer than
+        ``frames`` frames and ``mels`` bands and pads them by so many: the paper's are 7 and 2."""
         padded = (shape[0] + frames, shape[1] + mels)
         ranges = {"frames": (shape[0], padded[0]), "mels": (shape[1], padded[1])}
         return cls(**ranges, padded=padded, **options)
 
     def resized(self, mode: str) -> Randomise:
-        """The same ranges and padding with another mode."""
+        """Return the same ranges and padding with another mode."""
         frames, mels = self.ranges
         return Randomise(frames=frames, mels=mels, padded=self.padded, value=self.value, mode=mode)
 
     def draw(self, batch: int, generator: torch.Generator) -> Draw:
-        """Sizes and offsets, uniform, for ``batch`` clips; on the generator's device."""
+        """Return uniform sizes and offsets for ``batch`` clips, on the generator's device."""
         sizes, offsets = [], []
         for (low, high), most in zip(self.ranges, self.padded, strict=True):
             options = {"generator": generator, "device": generator.device}
@@ -89,8 +89,8 @@ class Randomise(nn.Module):
         return Draw(torch.stack(sizes, 1), torch.stack(offsets, 1))
 
     def forward(self, x: Tensor, draw: Draw) -> Tensor:
-        """x: (batch, 1, frames, mels), no larger than what it enlarges to. Returns
-        (batch, 1, W'', H'')."""
+        """Return pad(resize(x)), (batch, 1, W'', H''), each clip by its own draw. x: (batch, 1,
+        frames, mels), no larger than the smallest size to resize to."""
         if any(size > low for size, (low, _) in zip(x.shape[2:], self.ranges, strict=True)):
             raise ValueError(f"images {tuple(x.shape[2:])} do not fit sizes in {self.ranges}")
         axes = [
@@ -106,9 +106,9 @@ class Randomise(nn.Module):
 def _axis(
     length: int, padded: int, size: Tensor, offset: Tensor, mode: str, like: Tensor
 ) -> Tensor:
-    """(batch, padded, length): each row's weights on the input, zero in the padding.
+    """Return (batch, padded, length), each row's weights on the input, zero in the padding.
 
-    Pixel centres as in torch's interpolate with align_corners=False.
+    Pixel centres lie as in torch's interpolate with align_corners=False.
     """
     size, offset = size.to(like.device)[:, None], offset.to(like.device)[:, None]
     position = torch.arange(padded, device=like.device)[None] - offset
@@ -127,9 +127,9 @@ def _axis(
 
 
 class RandomisedModel(nn.Module):
-    """A model behind the randomisation: every call draws anew from ``generator``.
+    """A model behind the randomisation: every call makes a new draw from ``generator``.
 
-    model: logits of (batch, 1, W'', H''). Returns logits (batch, classes).
+    model: (batch, 1, W'', H'') -> logits (batch, classes).
     """
 
     def __init__(
@@ -140,4 +140,5 @@ class RandomisedModel(nn.Module):
         self.training = isinstance(model, nn.Module) and model.training
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return logits (batch, classes). x: (batch, 1, frames, mels)."""
         return self.model(self.randomise(x, self.randomise.draw(len(x), self.generator)))

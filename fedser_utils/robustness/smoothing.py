@@ -1,9 +1,8 @@
-"""Randomised smoothing: a randomised defence with a guarantee (Cohen, Rosenfeld and Kolter, 2019).
+"""Randomised smoothing: majority over Gaussian noise, with a certificate (Cohen et al., 2019).
 
-Decide by majority over Gaussian noise: if the likeliest class has a probability of at least p
-under noise of standard deviation sigma, no perturbation with an L2 norm below
-sigma * Phi^-1(p) changes the decision, whatever the attacker knows. Not to be confused with the
-randomisation (resize and pad), which guarantees nothing.
+If the likeliest class has a probability of at least p under noise of standard deviation sigma, no
+perturbation with an L2 norm below sigma * Phi^-1(p) changes the decision, whatever the attacker
+knows. Not to be confused with the randomisation (resize and pad), which guarantees nothing.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ def certify(
     seed: int,
     pool: Executor | None = None,
 ) -> pd.DataFrame:
-    """Decisions of the smoothed model, with the L2 radius within which each is certain.
+    """Return the decisions of the smoothed model, with the L2 radius within which each is certain.
 
     x: (n, 1, frames, mels) standardised log-Mel, the radius's unit; sigma: of the noise; choosing:
     noisy copies that choose the class; samples: further ones that bound its probability (Clopper
     and Pearson, one-sided); alpha: probability that a radius is wrong.
 
     Returns a row per clip: index, y_pred, radius; where the bound is not above 1/2 the smoothed
-    model abstains: ``ABSTAINS`` and 0.
+    model abstains: ``ABSTAINS`` and 0. Cohen, Rosenfeld and Kolter (2019), CERTIFY.
     """
     options = {"sigma": sigma, "pool": pool}
     first = votes(model, x, samples=choosing, seed=seed, stream="choose", **options).argmax(1)
@@ -53,8 +52,8 @@ def certify(
     low = proportion_confint(hits, samples, alpha=2 * alpha, method="beta")[0]
     certain = low > 0.5
     radius = np.where(certain, sigma * norm.ppf(np.maximum(low, 0.5)), 0.0)
-    decided = np.where(certain, first, ABSTAINS)
-    return pd.DataFrame({"index": np.arange(len(x)), "y_pred": decided, "radius": radius})
+    y_pred = np.where(certain, first, ABSTAINS)
+    return pd.DataFrame({"index": np.arange(len(x)), "y_pred": y_pred, "radius": radius})
 
 
 def votes(
@@ -67,17 +66,18 @@ def votes(
     stream: str,
     pool: Executor | None = None,
 ) -> np.ndarray:
-    """(n, classes) how often each class is decided for over noisy copies of each clip."""
+    """Return (n, classes), the number of noisy copies of each clip that are classified as each
+    class. x: (n, 1, frames, mels) standardised log-Mel; stream: names the noise."""
 
     def count(x: Tensor, generator: torch.Generator) -> Tensor:
         total = 0
-        drawn = torch.Generator(device=x.device).manual_seed(generator.initial_seed())
+        on_device = torch.Generator(device=x.device).manual_seed(generator.initial_seed())
         with torch.no_grad():
             for _ in range(samples):
-                noise = torch.randn(x.shape, generator=drawn, device=x.device)
+                noise = torch.randn(x.shape, generator=on_device, device=x.device)
                 logits = model(x + sigma * noise)
                 total = total + torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
         return total
 
-    own = partial(generator, seed, "smoothing", stream)
-    return in_batches(count, x, pool=pool, generators=own).cpu().numpy()
+    generators = partial(generator, seed, "smoothing", stream)
+    return in_batches(count, x, pool=pool, generators=generators).cpu().numpy()

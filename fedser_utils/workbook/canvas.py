@@ -1,4 +1,4 @@
-"""Images in a frame of axes that is drawn once: a new one takes milliseconds, not a new figure."""
+"""Pictures of log-Mels: the axes are drawn once, so that a new image takes milliseconds."""
 
 from __future__ import annotations
 
@@ -11,63 +11,66 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fedser_utils.core.front_end import SPEECH, FrontEnd
+from fedser_utils.core.front_end import SPEECH, FrontEnd, band_of
 
-HERTZ = tuple(250 * 2**octave for octave in range(11))  # of the axis, as far as it goes
+TICKS = np.array([100, *(500 * 2**octave for octave in range(11))])  # Hz
 DPI = 110
 
 
-def band_of(hertz: float, front: FrontEnd = SPEECH) -> float:
-    """The Mel band (from 0) with its centre at a frequency, on Slaney's scale."""
-
-    def mel(f: float) -> float:
-        return 3 * f / 200 if f < 1000 else 15 + 27 * np.log(f / 1000) / np.log(6.4)
-
-    low, high = mel(front.lowest), mel(front.highest)
-    return (mel(hertz) - low) / (high - low) * (front.bands + 1) - 1
-
-
 class Canvas:
-    """Log-Mels of a front end beside each other, axes in seconds and Hz. titles: of each."""
+    """A row of axes in seconds and Hz, into which log-Mels of one front end are painted.
+
+    titles: one for each axes; size: of the figure, in inches.
+    """
 
     def __init__(
-        self, titles: Sequence[str], *, front: FrontEnd = SPEECH, width: float = 11.0
+        self,
+        titles: Sequence[str],
+        *,
+        front: FrontEnd = SPEECH,
+        size: tuple[float, float] = (11.0, 2.3),
     ) -> None:
-        figure = Figure(figsize=(width, 2.3), dpi=DPI, layout="constrained")
-        drawn = FigureCanvasAgg(figure)
+        self._frames = front.frames
+        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        agg = FigureCanvasAgg(figure)
         grid = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
-        seconds = front.frames * (front.hop / front.sample_rate)
-        hertz = [f for f in HERTZ if front.lowest < f < front.highest]
+        hertz = TICKS[(front.lowest <= TICKS) & (front.highest >= TICKS)]
+        bands = (-0.5, front.bands - 0.5)
         for axes, title in zip(grid, titles, strict=True):
             axes.set_title(title, fontsize=9)
-            axes.set(xlim=(0, seconds), ylim=(-0.5, front.bands - 0.5))
+            axes.set(xlim=(0, front.frames * front.hop / front.sample_rate), ylim=bands)
             axes.set_xlabel("Time [s]", fontsize=8)
-            axes.set_yticks([band_of(f, front) for f in hertz], hertz)
-            axes.tick_params(labelsize=8)
+            axes.set_yticks(band_of(hertz, front).clip(*bands), [str(hz) for hz in hertz])
+            axes.tick_params(labelsize=7)
         grid[0].set_ylabel("Frequency [Hz]", fontsize=8)
-        drawn.draw()
-        self._frame = np.asarray(drawn.buffer_rgba())[..., :3].copy()
-        height = len(self._frame)
-        self._boxes = []
+        agg.draw()
+        self._background = np.asarray(agg.buffer_rgba())[..., :3].copy()
+        height = len(self._background)
+        self._boxes = []  # the pixels inside each axes: rows, columns
         for axes in grid:
             box = axes.get_window_extent()
             rows = slice(round(height - box.y1) + 1, round(height - box.y0) - 1)
             self._boxes.append((rows, slice(round(box.x0) + 1, round(box.x1) - 1)))
 
     def paint(
-        self, images: Sequence[np.ndarray], limits: Sequence[float], colours: Sequence[str]
+        self, images: Sequence[np.ndarray], limits: Sequence[float], colormaps: Sequence[str]
     ) -> bytes:
-        """PNG. images: (frames, mels) each; colours: of matplotlib's maps, from -limit to limit."""
-        picture = self._frame.copy()
+        """Return a PNG with an image in each axes.
+
+        images: (frames, mels) each; what has fewer frames than the front end leaves the rest
+        white; limits: each colormap goes from -limit to limit; colormaps: names of matplotlib's.
+        """
+        picture = self._background.copy()
         for image, limit, name, (rows, columns) in zip(
-            images, limits, colours, self._boxes, strict=True
+            images, limits, colormaps, self._boxes, strict=True
         ):
-            tall, wide = rows.stop - rows.start, columns.stop - columns.start
-            band = (np.arange(tall)[::-1] * image.shape[1] // tall).astype(int)
-            frame = np.arange(wide) * image.shape[0] // wide
-            shown = image[frame][:, band].T
-            scaled = mpl.colormaps[name]((shown / (limit or 1.0) + 1) / 2, bytes=True)
-            picture[rows, columns] = scaled[..., :3]
+            height, width = rows.stop - rows.start, columns.stop - columns.start
+            band = np.arange(height)[::-1] * image.shape[1] // height
+            frame = np.arange(width) * self._frames // width
+            frame = frame[frame < len(image)]
+            pixels = image[frame][:, band].T
+            colours = mpl.colormaps[name]((pixels / (limit or 1.0) + 1) / 2, bytes=True)
+            picture[rows, columns.start : columns.start + len(frame)] = colours[..., :3]
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "png", compress_level=1)
         return file.getvalue()

@@ -1,12 +1,13 @@
 """ConfusionExplorer: which class is taken for which, under any attack, after any round.
 
-The matrix is a grid of plain buttons, so that a keyboard reaches every cell, Enter opens it, and no
-JavaScript of ours is needed. ``twin`` shows the same where no kernel answers. Never imports torch.
+The matrix is a grid of plain buttons: a keyboard reaches every cell, Enter opens it, and no
+JavaScript of ours is needed. ``twin`` shows the same where there is no kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -14,128 +15,137 @@ import ipywidgets as widgets
 import pandas as pd
 from IPython.display import HTML
 
-from fedser_utils.analysis import confusion_data, tables
+from fedser_utils.analysis import confusion_data
 from fedser_utils.analysis.confusion_data import Decisions, Setting
+from fedser_utils.analysis.labels import terms
+from fedser_utils.analysis.study_results import StudyResults
 from fedser_utils.core import count_tables
-from fedser_utils.workbook import clip_media, confusion_plot
-from fedser_utils.workbook.clip_media import Find
-from fedser_utils.workbook.controls import Choice
+from fedser_utils.workbook import confusion_plot, display
+from fedser_utils.workbook.clip_media import NO_RECORDINGS, Recordings, clips_html, recordings_of
+from fedser_utils.workbook.controls import SettingControls
 
 MOST = 8  # clips shown of a cell
-_CHOSEN = "fedser-chosen"
-_LOOK = (  # rings outside the cell, so that they are seen whatever its colour
+SELECTED = "fedser-chosen"
+_CSS = (  # rings outside the cell, visible on any colour
     "<style>.fedser-cell:focus-visible{outline:3px solid #D55E00!important;outline-offset:1px}"
     ".fedser-chosen{box-shadow:0 0 0 2px var(--jp-layout-color0,#fff),"
     "0 0 0 5px var(--jp-ui-font-color0,#000)!important;z-index:1}</style>"
 )
+_CELL_TEXTS = (
+    "A cell: how many of the clips of a true {label} were given this decision; darker: more.",
+    f"A cell of (a) − (b), in points of percent or in clips; {confusion_plot.LEGEND}.",
+)
 
 
-def nothing(clip: str) -> None:
-    """Where no recordings are at hand."""
+def explore_confusions(results: StudyResults, *, corpus: str) -> None:
+    """Display the explorer of a study's decisions, or its static twin where widgets do not work.
+
+    corpus: where the recordings are, as ``recordings_of`` takes it. Torch is imported when a
+    recording is drawn: by the twin, and where somebody opens a cell.
+    """
+    recordings = recordings_of(results.runs[0], corpus=corpus)
+    display.show(
+        lambda: ConfusionExplorer(results.predictions, recordings),
+        lambda: twin(results.predictions, recordings),
+    )
 
 
 class ConfusionExplorer(widgets.VBox):
-    """Controls, a line with the UAR, the matrix, the clips of the chosen cell.
+    """Controls, a line with the UAR, the matrix, and the clips of the selected cell.
 
-    predictions: rows of ``predictions.parquet`` of several runs, with the column seed; sound,
-    picture: a clip's name -> its WAV, the PNG of its log-Mel, None where it is not at hand.
+    predictions: rows of ``predictions.parquet`` of several runs, with the column seed;
+    recordings: of the clips.
     """
 
-    def __init__(
-        self, predictions: pd.DataFrame, *, sound: Find = nothing, picture: Find = nothing
-    ) -> None:
-        self._decisions = Decisions(predictions)
-        self._find = {"sound": sound, "picture": picture}
-        first, second = confusion_data.default_settings(self._decisions.settings)
+    def __init__(self, predictions: pd.DataFrame, recordings: Recordings = NO_RECORDINGS) -> None:
+        self._decisions, self._recordings = Decisions(predictions), recordings
         settings = self._decisions.settings
-        self.first = Choice(settings, first, changed=self._show, name="(a)")
-        self.second = Choice(settings, second or first, changed=self._show, name="(b)")
+        first, second = confusion_data.default_settings(settings)
+        self.first = SettingControls(settings, first, changed=self._show, name="(a)")
+        self.second = SettingControls(settings, second or first, changed=self._show, name="(b)")
         self.compare = widgets.Checkbox(False, description="compare: (a) − (b)", indent=False)
         self.unit = widgets.ToggleButtons(
             options=confusion_plot.UNITS, style={"button_width": "90px"}
         )
         self.line, self.clips = widgets.HTML(), widgets.HTML()
         self.cells: dict[tuple[str, str], widgets.Button] = {}
-        self.chosen: widgets.Button | None = None
+        self.selected: widgets.Button | None = None
         self.compare.observe(self._show, "value")
         self.unit.observe(self._show, "value")
         switches = widgets.HBox([self.unit, self.compare], layout={"flex_flow": "row wrap"})
         grid = self._grid()
         self._show()
-        top = [widgets.HTML(_LOOK), self.first.box, switches, self.second.box]
+        top = [widgets.HTML(_CSS), self.first.box, switches, self.second.box]
         super().__init__([*top, self.line, grid, self.clips])
         self.add_class("fedser-confusions")
 
     def _grid(self) -> widgets.GridBox:
-        """The matrix: a row of decisions' names, then each truth's name and its buttons."""
+        """Return the matrix: a row of the decisions' names, then each truth and its buttons."""
         classes = self._decisions.classes
-        rows = [
-            widgets.HTML("true ↓ &nbsp; decision →"),
-            *(_name(said, "center") for said in classes),
-        ]
+        parts = [widgets.HTML("true ↓ &nbsp; decision →")]
+        parts += [_heading(decision, "center") for decision in classes]
         shape = widgets.Layout(width="auto", height="34px", margin="0")
         for truth in classes:
-            rows.append(_name(truth, "right"))
-            for said in classes:
+            parts.append(_heading(truth, "right"))
+            for decision in classes:
                 button = widgets.Button(layout=shape)
                 button.add_class("fedser-cell")
-                button.on_click(self._open)
-                self.cells[truth, said] = button
-                rows.append(button)
+                button.on_click(partial(self._open, (truth, decision)))
+                self.cells[truth, decision] = button
+                parts.append(button)
         columns = f"130px repeat({len(classes)}, minmax(64px, 84px))"
         layout = {"grid_template_columns": columns, "grid_gap": "2px", "overflow": "auto"}
-        return widgets.GridBox(rows, layout=layout | {"padding": "6px"})
+        return widgets.GridBox(parts, layout=layout | {"padding": "6px"})
 
     @property
     def settings(self) -> list[Setting]:
-        """What is shown: one setting, or (a) and (b)."""
-        return [choice.setting for choice in (self.first, self.second)[: 1 + self.compare.value]]
+        """The setting that is shown, or (a) and (b)."""
+        shown = (self.first, self.second)[: 1 + self.compare.value]
+        return [controls.setting for controls in shown]
 
     def _show(self, change: dict[str, Any] | None = None) -> None:
-        """The matrix and the line of what is chosen, in the widgets that are there."""
+        """Write the matrix and the line of the chosen settings into the widgets."""
         self.second.box.layout.display = None if self.compare.value else "none"
         counts = [self._decisions.counts(setting) for setting in self.settings]
         rows = confusion_plot.cells(*counts, unit=self.unit.value)
-        looks = (cell for row in rows for cell in row)
-        for button, cell in zip(self.cells.values(), looks, strict=True):
+        cells = (cell for row in rows for cell in row)
+        for button, cell in zip(self.cells.values(), cells, strict=True):
             with button.hold_sync():  # one message for both
                 button.description, button.tooltip = cell.text, cell.words
             with button.style.hold_sync():
-                button.style.button_color, button.style.text_color = (
-                    cell.background,
-                    cell.foreground,
-                )
-        self.line.value = said(self._decisions, self.settings)
-        self._mark(None)
+                button.style.button_color = cell.background
+                button.style.text_color = cell.foreground
+        self.line.value = summary_html(self._decisions, self.settings)
+        self._select(None)
         self.clips.value = "<p>Press a cell to list its clips.</p>"
 
-    def _mark(self, button: widgets.Button | None) -> None:
-        if self.chosen:
-            self.chosen.remove_class(_CHOSEN)
-        self.chosen = button
+    def _select(self, button: widgets.Button | None) -> None:
+        if self.selected:
+            self.selected.remove_class(SELECTED)
+        self.selected = button
         if button:
-            button.add_class(_CHOSEN)
+            button.add_class(SELECTED)
 
-    def _open(self, button: widgets.Button) -> None:
-        """List a cell's clips."""
-        self._mark(button)
-        cell = next(key for key, own in self.cells.items() if own is button)
-        self.clips.value = clips_of(self._decisions, self.settings, cell, most=MOST, **self._find)
+    def _open(self, cell: tuple[str, str], button: widgets.Button) -> None:
+        """List the clips of a cell, (truth, decision)."""
+        self._select(button)
+        shown = self._decisions, self.settings, cell, self._recordings
+        self.clips.value = cell_html(*shown, most=MOST)
 
 
-def _name(text: str, side: str) -> widgets.HTML:
-    """A row's or a column's name."""
+def _heading(text: str, side: str) -> widgets.HTML:
+    """Return a row's or a column's name."""
     return widgets.HTML(f'<div style="text-align:{side};padding:0 4px"><b>{escape(text)}</b></div>')
 
 
-def said(decisions: Decisions, settings: Sequence[Setting]) -> str:
-    """HTML: UAR and interval of a setting, or of two, (a) and (b), and of their difference."""
+def summary_html(decisions: Decisions, settings: Sequence[Setting]) -> str:
+    """Return HTML with the UAR and interval of a setting, or of (a), (b) and their difference."""
     names = ("(a) ", "(b) ") if len(settings) > 1 else ("",)
-    label, client = tables.terms(decisions.classes)
+    label, client = terms(decisions.classes)
     lines = []
     for name, setting in zip(names, settings, strict=True):
-        words = confusion_plot.uar_text(decisions.score(setting), client=client)
-        lines.append(f"<b>{name}{escape(confusion_plot.describe(setting))}</b>: {escape(words)}")
+        text = confusion_plot.uar_text(decisions.score(setting), client=client)
+        lines.append(f"<b>{name}{escape(confusion_plot.describe(setting))}</b>: {escape(text)}")
     if len(settings) > 1:
         try:
             gain = decisions.gain(settings[1], settings[0])
@@ -143,54 +153,46 @@ def said(decisions: Decisions, settings: Sequence[Setting]) -> str:
         except ValueError as error:
             difference = str(error)
         lines.append(f"<b>(a) − (b)</b>: {escape(difference)}")
-    lines.append(_CELLS[len(settings) - 1].format(label=label))
+    lines.append(_CELL_TEXTS[len(settings) - 1].format(label=label))
     return f'<div style="line-height:1.5">{"<br>".join(lines)}</div>'
 
 
-_CELLS = (
-    "A cell: how many of the clips of a true {label} were given this decision; darker: more.",
-    f"A cell of (a) − (b), in points of percent or in clips; {confusion_plot.COLOURS}.",
-)
-
-
-def clips_of(
-    decisions: Decisions, settings: Sequence[Setting], cell: tuple[str, str], *, most: int,
-    **find: Find,
+def cell_html(
+    decisions: Decisions, settings: Sequence[Setting], cell: tuple[str, str],
+    recordings: Recordings, *, most: int,
 ) -> str:  # fmt: skip
-    """HTML: the clips in a cell of one setting, or of two with the word in which of them.
+    """Return HTML of the clips in a cell of one setting, or of two and in which of them each is.
 
-    cell: (truth, decision); find: sound and picture.
+    cell: (truth, decision); most: so many clips are shown.
     """
     rows = [decisions.rows(setting) for setting in settings]
     if count_tables.is_counted(rows[0]["clip"]):
-        del rows[1:]  # no clip of one is known to be a clip of the other
-    found = [confusion_data.in_cell(own, *cell) for own in rows]
-    clips = confusion_data.in_either(*found) if len(found) > 1 else found[0]
+        del rows[1:]  # counted clips cannot be matched with those of (b)
+    tables = [confusion_data.in_cell(part, *cell) for part in rows]
+    clips = confusion_data.in_either(*tables) if len(tables) > 1 else tables[0]
     where = confusion_plot.describe(settings[0]) if len(rows) == 1 else "in (a) or (b)"
     number = {0: "no clip", 1: "1 clip"}.get(len(clips), f"{len(clips)} clips")
-    head = f"<p><b>{escape(confusion_plot.title(*cell))}</b>, {escape(where)}: {number}.</p>"
-    return head + (clip_media.listed(clips, **find, most=most) if len(clips) else "")
-
-
-def _two_lines(name: str) -> str:
-    return name.replace(", ", "\n", 1)
+    title = confusion_plot.cell_title(*cell)
+    head = f"<p><b>{escape(title)}</b>, {escape(where)}: {number}.</p>"
+    return head + (clips_html(clips, recordings, most=most) if len(clips) else "")
 
 
 def twin(
-    predictions: pd.DataFrame, *, sound: Find = nothing, picture: Find = nothing, most: int = 3
+    predictions: pd.DataFrame, recordings: Recordings = NO_RECORDINGS, *, most: int = 3
 ) -> list[Any]:
-    """What the widget shows at first, for a page without a kernel: the matrix, beside it, where
+    """Return what the widget shows first, for a page without a kernel: the matrix, beside it, where
     there is one, the adversarially trained model under the same attack and the difference; the
     UAR; and the first clips of the most frequent confusion. Arguments: as the widget's."""
     decisions = Decisions(predictions)
-    settings = [own for own in confusion_data.default_settings(decisions.settings) if own]
+    settings = [s for s in confusion_data.default_settings(decisions.settings) if s]
     counts = [decisions.counts(setting) for setting in settings]
-    panels = [(_two_lines(confusion_plot.describe(s)), [own]) for s, own in zip(settings, counts)]
+    titles = [confusion_plot.describe(setting).replace(", ", "\n", 1) for setting in settings]
+    panels = [(title, [table]) for title, table in zip(titles, counts, strict=True)]
     if len(settings) > 1:
         panels.append(("(a) − (b), in points", counts))
-    shown = [confusion_plot.figure(panels), HTML(said(decisions, settings))]
+    parts = [confusion_plot.figure(panels), HTML(summary_html(decisions, settings))]
     worst = confusion_data.most_confused(counts[0])
     if worst:
-        find = {"sound": sound, "picture": picture}
-        shown.append(HTML(clips_of(decisions, settings[:1], worst, most=most, **find)))
-    return shown
+        html = cell_html(decisions, settings[:1], worst, recordings, most=most)
+        parts.append(HTML(html))
+    return parts

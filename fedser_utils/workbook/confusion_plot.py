@@ -1,9 +1,9 @@
-"""What a confusion matrix looks like: one wording and one choice of colours, for the widget's
-buttons and for its static twin. Never imports torch."""
+"""Confusion matrices for the explorer: cells of its buttons, sentences, and the static figure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import matplotlib as mpl
@@ -11,18 +11,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from seaborn.utils import relative_luminance
 
-from fedser_utils.analysis.confusion_data import Score, Setting, shares
-from fedser_utils.analysis.figures import PAGE, STYLE
-from fedser_utils.analysis.tables import ATTACK_NAMES, CONDITIONS, MODEL_NAMES, terms
+from fedser_utils.analysis import figures
+from fedser_utils.analysis.confusion_data import Score, Setting, cell_text, shares
+from fedser_utils.analysis.labels import ATTACK_NAMES, CONDITIONS, MODEL_NAMES, terms
 
 UNITS = ("percent", "counts")
-STRONG = 50  # percent points from which a difference has its full colour
-COLOURS = f"purple: more often in (a); orange: more often in (b) (full: {STRONG} points)"
+LEGEND = (
+    f"purple: more often in (a); orange: more often in (b) (full: {figures.FULL_DIFFERENCE} points)"
+)
 
 
 class Cell(NamedTuple):
-    """text: the number; colours as #rrggbb; words: what the number means."""
+    """text: the number; background, foreground: #rrggbb; words: what the number means."""
 
     text: str
     background: str
@@ -30,74 +32,63 @@ class Cell(NamedTuple):
     words: str
 
 
-def cells(*counts: pd.DataFrame, unit: str) -> list[list[Cell]]:
-    """A matrix's cells, or, of two matrices, those of the difference first - second.
+def cells(
+    counts: pd.DataFrame, minus: pd.DataFrame | None = None, *, unit: str
+) -> list[list[Cell]]:
+    """Return the cells of a confusion matrix, or of the difference ``counts - minus``, by row.
 
-    counts: (classes, classes), rows true; unit: one of ``UNITS``.
+    counts, minus: (classes, classes) clips, rows true; unit: one of ``UNITS``.
     """
-    percent, signed = unit == "percent", len(counts) > 1
-    made = [(shares(own) if percent else own).to_numpy(float) for own in counts]
-    values = made[0] - made[1] if signed else made[0]
-    colours = _colours(_in_percent(values, counts, percent=percent), signed=signed)
-    words = _words(*counts)
+    signed, tables = minus is not None, [counts] if minus is None else [counts, minus]
+    first, *second = [shares(table) if unit == "percent" else table for table in tables]
+    values = first - second[0] if signed else first
+    texts = values.map(partial(cell_text, signed=signed))
+    if unit == "percent":
+        percent = values
+        texts = texts if signed else (texts + " %").where(values.notna(), texts)
+    else:  # coloured by the share of the row, with the sign of the counts' difference
+        clips = np.max([table.sum(axis=1) for table in tables], axis=0)
+        percent = 100 * values / np.where(clips, clips, np.nan)[:, None]
+    colours = button_colours(percent.to_numpy(float), signed=signed)
     return [
-        [Cell(_text(value, percent, signed), *look, text) for value, look, text in zip(*row)]
-        for row in zip(values, colours, words, strict=True)
+        [
+            Cell(texts.iloc[i, j], *colours[i][j], _words(tables, truth, decision))
+            for j, decision in enumerate(counts.columns)
+        ]
+        for i, truth in enumerate(counts.index)
     ]
 
 
-def _in_percent(values: np.ndarray, counts: Sequence[pd.DataFrame], *, percent: bool) -> np.ndarray:
-    """What the colour of each number says: its share of its row, with the number's own sign."""
-    if percent:
-        return values
-    totals = np.max([own.sum(axis=1) for own in counts], axis=0)
-    return 100 * values / np.where(totals, totals, np.nan)[:, None]
-
-
-def _text(value: float, percent: bool, signed: bool) -> str:
-    if np.isnan(value):
-        return "–"
-    number = f"{value:+.0f}" if signed and round(value) else f"{abs(value):.0f}"
-    number = number.replace("-", "−")
-    return number + " %" if percent and not signed else number
-
-
-def _colours(values: np.ndarray, *, signed: bool) -> list[list[tuple[str, str]]]:
-    """Background, and black or white on it, whichever is easier to read; white for NaN."""
-    scaled = 0.5 + values / (2 * STRONG) if signed else values / 100
-    rgb = (_DIFFERENCE if signed else _SHARE)(np.clip(scaled, 0, 1))[..., :3]
-    rgb = np.where(np.isnan(values)[..., None], 1, rgb)
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    light = linear @ (0.2126, 0.7152, 0.0722)  # WCAG's relative luminance
+def button_colours(percent: np.ndarray, *, signed: bool) -> list[list[tuple[str, str]]]:
+    """Return (background, foreground) of each cell: the colour of ``figures.confusion_matrix``, and
+    black or white, whichever is easier to read on it. percent: (classes, classes); NaN is white."""
+    full = figures.FULL_DIFFERENCE
+    name, low, high = ("PuOr", -full, full) if signed else ("Blues", 0, 100)
+    scaled = mpl.colors.Normalize(low, high)(percent)
+    rgb = mpl.colormaps[name].with_extremes(bad="white")(scaled)[..., :3]
+    light = relative_luminance(rgb.reshape(-1, 3)).reshape(percent.shape)
+    text = np.where(light > 0.179, "#000000", "#ffffff")  # equal contrast by WCAG 2
     return [
-        [(mpl.colors.to_hex(c), "#000000" if bright > 0.179 else "#ffffff") for c, bright in row]
-        for row in (zip(*both, strict=True) for both in zip(rgb, light, strict=True))
+        [(mpl.colors.to_hex(colour), str(front)) for colour, front in zip(*row, strict=True)]
+        for row in zip(rgb, text, strict=True)
     ]
 
 
-_SHARE, _DIFFERENCE = mpl.colormaps["Blues"], mpl.colormaps["PuOr"]
+def _words(tables: Sequence[pd.DataFrame], truth: str, decision: str) -> str:
+    """Return what a cell's number means; tables: the counts, of a difference (a) and (b)."""
+    parts = [f"{table.loc[truth, decision]} of {table.loc[truth].sum()}" for table in tables]
+    if len(parts) > 1:
+        parts = [f"{part} in ({letter})" for part, letter in zip(parts, "ab", strict=True)]
+    return f"{cell_title(truth, decision)}: {', '.join(parts)}"
 
 
-def _words(first: pd.DataFrame, second: pd.DataFrame | None = None) -> list[list[str]]:
-    """What every cell's number means, in words."""
-    totals = first.sum(axis=1)
-    found = []
-    for truth, row in zip(first.index, first.to_numpy(), strict=True):
-        titles = (title(truth, said) for said in first.columns)
-        found.append([f"{name}: {n} of {totals[truth]}" for name, n in zip(titles, row)])
-    if second is None:
-        return found
-    there = [[words.split(": ")[-1] for words in row] for row in _words(second)]
-    return [[f"{a} in (a), {b} in (b)" for a, b in zip(*rows)] for rows in zip(found, there)]
-
-
-def title(truth: str, decision: str) -> str:
-    """A cell in words."""
+def cell_title(truth: str, decision: str) -> str:
+    """Return a cell in words, e.g. ``fear taken for guilt``."""
     return f"{truth} recognised" if truth == decision else f"{truth} taken for {decision}"
 
 
 def describe(setting: Setting) -> str:
-    """A setting in words."""
+    """Return a setting in words, e.g. ``Nature, PGD attack, adversarial clips, round 300``."""
     attack = ATTACK_NAMES.get(setting.attack, setting.attack)
     attack = "no attack" if setting.attack == "none" else f"{attack} attack"
     condition = CONDITIONS.get(setting.condition, setting.condition).lower()
@@ -106,53 +97,36 @@ def describe(setting: Setting) -> str:
 
 
 def uar_text(score: Score, *, client: str = "speaker") -> str:
-    """A UAR, its interval and its n in a line. client: the word for one of those drawn."""
-    seeds = ("seed " if len(score.seeds) == 1 else "mean of seeds ") + ", ".join(
-        map(str, score.seeds)
-    )
+    """Return a UAR with its interval, clips and seeds as a phrase. client: the word for those whom
+    the interval's bootstrap draws."""
     interval = f"no interval, as there is one {client}"
     if score.speakers > 1:
-        interval = (
-            f"95 % interval {score.low:.1f} to {score.high:.1f}, over {score.speakers} {client}s"
-        )
+        bounds = f"{score.low:.1f} to {score.high:.1f}"
+        interval = f"95 % interval {bounds}, over {score.speakers} {client}s"
+    seeds = "seed " if len(score.seeds) == 1 else "mean of seeds "
+    seeds += ", ".join(map(str, score.seeds))
     return f"UAR {score.uar:.1f} % ({interval}), n = {score.n} clips, {seeds}"
 
 
 def gain_text(gain: tuple[float, float, float], *, client: str = "speaker") -> str:
-    """A difference of two UARs in a line. client: as ``measured`` has it."""
+    """Return the difference of two UARs, (value, low, high) in points, as a phrase."""
     value, low, high = (f"{number:+.1f}".replace("-", "−") for number in gain)
     return f"{value} points (95 % interval {low} to {high}, the same {client}s drawn for both)"
 
 
-@mpl.rc_context(STYLE)
+@mpl.rc_context(figures.STYLE)
 def figure(panels: Sequence[tuple[str, Sequence[pd.DataFrame]]]) -> Figure:
-    """Matrices side by side. panels: title and counts, for a difference two.
-    Colour and text: percent of the row, of a difference points; in parentheses the count."""
+    """Return confusion matrices side by side. panels: title and counts, of a difference two."""
     classes = list(panels[0][1][0].index)
     label = terms(classes).label
-    side = PAGE / 3 * max(1, len(classes) / 7)
-    size = max(0.5 * PAGE, side * len(panels)), side * 1.5
+    side = figures.PAGE / 3 * max(1, len(classes) / 7)
+    size = max(figures.PAGE / 2, side * len(panels)), side * 1.5
     figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False)
-    for axes, letter, (name, counts) in zip(grid[0], "abc", panels, strict=False):
-        _matrix(axes, counts)
-        axes.set_xticks(range(len(classes)), classes, rotation=90)
-        axes.set_yticks(range(len(classes)), classes if letter == "a" else [])
-        axes.set_title(f"({letter}) {name}", fontsize=7)
-        axes.set(xlabel="the model's decision", ylabel=f"true {label}" if letter == "a" else "")
+    for axes, letter, (title, counts) in zip(grid[0], "abc", panels, strict=False):
+        figures.confusion_matrix(axes, *counts)
+        axes.set_title(f"({letter}) {title}", fontsize=7)
+        axes.set(xlabel="Predicted", ylabel=f"True {label}" if letter == "a" else "")
+        axes.tick_params(axis="x", rotation=90)
+        axes.tick_params(axis="y", rotation=0, labelleft=letter == "a")
     unit = f"percent of a true {label}'s clips; in parentheses clips, of all seeds together"
-    figure.supxlabel(unit, fontsize=6, color="0.3")
-    plt.close(figure)  # returned to be shown once, not a second time at the cell's end
-    return figure
-
-
-def _matrix(axes: plt.Axes, counts: Sequence[pd.DataFrame]) -> None:
-    """One panel: the buttons' colours and numbers, and, where there are counts, these."""
-    own = cells(*counts, unit="percent")
-    axes.imshow([[mpl.colors.to_rgb(cell.background) for cell in row] for row in own])
-    for y, row in enumerate(own):
-        for x, cell in enumerate(row):
-            text = cell.text.removesuffix(" %")
-            text += f"\n({counts[0].iloc[y, x]})" if len(counts) == 1 else ""
-            axes.text(x, y, text, color=cell.foreground, ha="center", va="center", fontsize=6)
-    axes.tick_params(length=0)
-    axes.grid(False)
+    return figures.with_caption(figure, unit)

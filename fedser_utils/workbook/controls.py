@@ -1,30 +1,28 @@
-"""Controls that offer only what exists: model, attack, condition, round. Never imports torch."""
+"""Controls that offer only the settings that exist: model, attack, condition, round."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as widgets
 
 from fedser_utils.analysis import confusion_data
 from fedser_utils.analysis.confusion_data import Setting
-from fedser_utils.analysis.tables import ATTACK_NAMES, CONDITIONS, MODEL_NAMES, paper_order
-
-_NAMES = (MODEL_NAMES, ATTACK_NAMES, CONDITIONS)
+from fedser_utils.analysis.labels import NAMES, paper_order
 
 
-class Choice:
-    """Four controls that offer only settings that exist.
+class SettingControls:
+    """Three menus and a slider that choose one of the settings that exist.
 
-    name: shown before them; changed: called after every change, with all four in agreement.
+    settings: all of them; first: the one chosen at first; changed: called after every change, when
+    the four controls agree; name: shown before them.
     """
 
     def __init__(
         self, settings: Sequence[Setting], first: Setting, *, changed: Callable[[], None], name: str
     ) -> None:
-        self._settings, self._changed, self._busy = settings, changed, False
+        self._settings, self._changed, self._updating = settings, changed, False
         narrow = {"style": {"description_width": "initial"}, "layout": {"width": "auto"}}
         self.model, self.attack, self.condition = (
             widgets.Dropdown(description=field, **narrow) for field in Setting._fields[:3]
@@ -40,37 +38,42 @@ class Choice:
 
     @property
     def setting(self) -> Setting:
-        """What is chosen."""
+        """The chosen setting."""
         return Setting(*(control.value for control in self.controls))
 
     def set(self, setting: Setting) -> None:
-        """Choose a setting that exists; nobody is told."""
-        left = self._settings
-        with self._quietly():
+        """Choose a setting that exists, without calling ``changed``."""
+        left, self._updating = self._settings, True
+        try:
             for place, (control, value) in enumerate(zip(self.controls, setting, strict=True)):
-                offered = _options(place, {other[place] for other in left})
-                if tuple(control.options) != offered:
-                    control.options = offered
+                options = _options(control.description, {other[place] for other in left})
+                if tuple(control.options) != options:
+                    control.options = options
                 control.value = value
                 left = [other for other in left if other[place] == value]
+        finally:
+            self._updating = False
 
     def _follow(self, change: dict[str, Any]) -> None:
-        if not self._busy:
+        if not self._updating:
             self.set(confusion_data.nearest(self.setting, self._settings))
             self._changed()
 
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
+
+def _options(field: str, values: set) -> tuple[tuple[str, Any], ...]:
+    """Return (label, value) of a control's options, in the paper's order; rounds by number."""
+    names = NAMES.get(field, {})
+    return tuple((str(names.get(value, value)), value) for value in paper_order(values, names))
 
 
-def _options(place: int, values: set) -> tuple[tuple[str, Any], ...]:
-    """(label, value) of a control, in the paper's order."""
-    if place == 3:
-        return tuple((str(value), value) for value in sorted(values))
-    names = _NAMES[place]
-    return tuple((names.get(value, value), value) for value in paper_order(values, names))
+def set_options(
+    control: widgets.Widget, options: Sequence[tuple[str, Any]], default: Any = None
+) -> None:
+    """Give a menu or slider its options, (label, value) each. Its value stays if it is one of
+    them, else it becomes ``default``, or the first where that is not one of them."""
+    if control.options != tuple(options):
+        values, value = [value for _, value in options], control.value
+        control.options = options
+        if values:
+            default = default if default in values else values[0]
+            control.value = value if value in values else default

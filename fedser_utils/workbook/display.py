@@ -1,7 +1,7 @@
-"""Whether anybody can move a slider: widgets in JupyterLab and Voila, static twins elsewhere.
+"""Widgets in JupyterLab and Voila, pictures and text elsewhere.
 
-papermill, nbconvert and GitHub show what a notebook stored; a widget without its kernel is an empty
-place. So every widget has a twin of pictures and text with the same content, and ``show`` decides.
+papermill, nbconvert and GitHub show what a notebook stored, and a widget without its kernel is an
+empty place. So every widget has a static twin with the same content, and ``show`` chooses.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from IPython.display import display
 from ipywidgets import Widget
 
 FRONTENDS = ("JPY_SESSION_NAME", "VOILA_BASE_URL")  # set by Jupyter's server, and by Voila
-CHOICE = "FEDSER_WIDGETS"  # 1 or 0 in the environment goes before what is found
+CHOICE = "FEDSER_WIDGETS"  # 1 or 0 in the environment overrides these
 
 
 def is_live() -> bool:
-    """Whether this kernel has a page before it in which widgets work."""
+    """Return whether widgets work in the page of this kernel."""
     if os.environ.get(CHOICE):
         return os.environ[CHOICE] != "0"
     return any(name in os.environ for name in FRONTENDS)
 
 
 def show(widget: Callable[[], Widget], twin: Callable[[], Iterable[Any]]) -> None:
-    """Display the widget, or, where nobody can use it, what its twin gives; only one is made."""
-    if is_live():
-        display(widget())
-    else:
-        display(*twin())
+    """Display the widget, or the parts of its twin where widgets do not work; only one is built."""
+    display(*([widget()] if is_live() else twin()))

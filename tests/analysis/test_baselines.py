@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fedser_utils.analysis import baselines
@@ -136,3 +137,13 @@ def test_baselines_need_neither_torch_nor_the_corpora():
         "'fedser_utils.data.federation', 'fedser_utils.data.synthetic_speech'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_corpus_is_compared_without_opensmile(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "opensmile", None)
+    split = np.where(TRAIN, "train", "test")
+    clips = pd.DataFrame({"emotion": CLASSES, "speaker": SPEAKERS, "split": split})
+    rows = baselines.compare(clips, log_mels=log_mels(), waveforms=iter(()))
+    expected = baselines.table(CLASSES, SPEAKERS, TRAIN, log_mels=log_mels())
+    pd.testing.assert_frame_equal(rows, expected)
+    assert "eGeMAPS functionals need the package opensmile" in caplog.text

@@ -37,8 +37,8 @@ def test_a_client_of_several_corpora():
     clips = made([("a", "en", "joy", "train"), ("a", "it", "joy", "train"),
                   ("b", "it", "joy", "train"), ("b", "en", "joy", "test")])  # fmt: skip
     clips["language"] = ""
-    assert client_differences.of_clients(clips).to_dict() == {"a": "several", "b": "it"}
-    assert client_differences.of_clients(clips, "language").to_dict() == {
+    assert client_differences.column_by_client(clips).to_dict() == {"a": "several", "b": "it"}
+    assert client_differences.column_by_client(clips, "language").to_dict() == {
         "a": "unknown",
         "b": "unknown",
     }
@@ -90,7 +90,7 @@ def test_results_and_their_spread_by_hand():
                   ("b", "it", "joy", "test"), ("c", "it", "joy", "test")])  # fmt: skip
     rows = decisions(clips, ["joy", "joy", "joy", "fear"])
     rows = pd.concat([rows, decisions(clips, "fear", round=1)])  # only the last round counts
-    found = client_differences.results(rows, clips).set_index(["scope", "name"])
+    found = client_differences.uar_by_scope(rows, clips).set_index(["scope", "name"])
     assert found["uar"].to_dict() == {
         ("all", "all"): pytest.approx(100 / 3), ("corpus", "en"): 50, ("corpus", "it"): 50,
         ("language", "e"): 50, ("language", "i"): 50,
@@ -106,4 +106,4 @@ def test_results_and_their_spread_by_hand():
 def test_decisions_on_other_clips_are_refused():
     clips = made([("a", "en", "joy", "test"), ("a", "en", "fear", "test")])
     with pytest.raises(ValueError, match="1 decisions are on clips not in the table"):
-        client_differences.results(decisions(clips, "joy"), clips[:1])
+        client_differences.uar_by_scope(decisions(clips, "joy"), clips[:1])

@@ -53,9 +53,9 @@ def test_many_small_corpora_are_named_on_a_slant():
     assert {t.get_rotation() for t in axes.texts if not t.get_text().isdigit()} == {30}
 
 
-def test_every_remedy_has_a_look_of_its_own():
+def test_every_intervention_has_another_style():
     rounds = pd.concat(
-        [pd.DataFrame({"remedy": name, "round": [1, 2, 1, 2], "uar": [10, 20, 30, 60],
+        [pd.DataFrame({"intervention": name, "round": [1, 2, 1, 2], "uar": [10, 20, 30, 60],
                        "condition": "original"}) for name in interventions.INTERVENTIONS]
     )  # fmt: skip
     axes = plots.interventions(rounds, caption=CAPTION).axes[0]
@@ -100,7 +100,7 @@ def test_against_alpha_of_results():
             for scope, name, uar in (("all", "all", base + seed), ("client", "a", base - 8),
                                      ("client", "b", base + 8))]  # fmt: skip
     columns = ["alpha", "seed", "scope", "name", "attack", "condition", "uar", "classes", "n"]
-    found = client_differences.by_alpha(pd.DataFrame(rows, columns=columns).iloc[::-1])
+    found = client_differences.uar_by_alpha(pd.DataFrame(rows, columns=columns).iloc[::-1])
     assert found["alpha"].tolist() == [0.1] * 3 + [1] * 3 + [10] * 3
     first = found[(found["alpha"] == 1) & (found["condition"] == "original")].iloc[0]
     assert (first["uar"], first["worst"], first["worst_uar"]) == (50.5, "a", 42)

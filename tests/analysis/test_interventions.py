@@ -1,4 +1,4 @@
-"""Remedies are changes of settings: relative ones by hand, and each made of each strategy."""
+"""Interventions are changes of settings: relative ones by hand, and each made of each strategy."""
 
 import dataclasses
 
@@ -6,7 +6,8 @@ import pytest
 
 from fedser_utils.analysis.heterogeneity import interventions
 from fedser_utils.core.errors import InputError
-from fedser_utils.core.settings import STRATEGIES, load_settings
+from fedser_utils.core.presets import load_settings
+from fedser_utils.core.settings import STRATEGIES
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +15,7 @@ def settings():
     return load_settings("smoke", rounds=11, local_epochs=3, learning_rate=1e-3)
 
 
-def test_a_remedy_changes_what_it_says_and_nothing_else(settings):
+def test_an_intervention_changes_what_it_says_and_nothing_else(settings):
     assert interventions.changes(settings, "as given") == {}
     assert interventions.changes(settings, "kept optimiser state") == {}
     assert interventions.changes(settings, "more local epochs") == {"local_epochs": 6}
@@ -49,15 +50,17 @@ def test_a_strategy_leaves_nothing_behind(settings, strategy):
         assert all(getattr(after, option) is None for option in foreign)
 
 
-def test_unknown_or_impossible_remedies_are_refused(settings):
-    with pytest.raises(InputError, match="remedy 'prayer' is unknown; choose from as given, "):
+def test_unknown_or_impossible_interventions_are_refused(settings):
+    with pytest.raises(
+        InputError, match="intervention 'prayer' is unknown; choose from as given, "
+    ):
         interventions.apply(settings, "prayer")
     grouped = dataclasses.replace(settings, norm="group")
     with pytest.raises(InputError, match="needs norm batch"):
         interventions.apply(grouped, "local batch norm")
 
 
-def test_fitting_are_those_that_change_something(settings):
+def test_applicable_are_those_that_change_something(settings):
     found = interventions.applicable(settings)
     assert found[0] == "as given"
     assert "optimiser state reset" in found

@@ -60,7 +60,7 @@ def test_gain_interval_by_hand():
     draw = np.random.default_rng
 
     def bounds(before, after):
-        return metrics.gain_interval(truth, before, after, speakers, generator=draw(0))
+        return metrics.uar_interval(truth, after, speakers, before=before, generator=draw(0))
 
     assert bounds([0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0]) == (0, 0)
     # all speakers gain one of two clips: no resample of speakers can say anything else ...

@@ -4,7 +4,7 @@ import subprocess
 import pandas as pd
 import pytest
 
-from fedser_utils.analysis import comparisons, diagrams, figures, tables
+from fedser_utils.analysis import comparisons, diagrams, figures, labels, tables
 from fedser_utils.core import runs
 from fedser_utils.data import synthetic_machines
 from fedser_utils.data.readers import READERS
@@ -55,9 +55,9 @@ def test_table_2():
 
 def test_words_follow_the_labels():
     known = {name for reader in READERS.values() for name in reader.emotions.values() if name}
-    assert tables.terms(known) == ("emotion", "speaker")
+    assert labels.terms(known) == ("emotion", "speaker")
     for classes in (synthetic_machines.LABELS, ["anger", "healthy"], "ab"):
-        assert tables.terms(classes) == ("class", "client")
+        assert labels.terms(classes) == ("class", "client")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_words_follow_the_labels():
     ],
 )
 def test_pictures_say_what_the_labels_are(several, classes, box, row):
-    words = tables.terms(classes)
+    words = labels.terms(classes)
     said = [text.get_text() for text in diagrams.framework(words).axes[0].texts]
     assert {"emotion", "class"} & set(said) == {box}
     assert row in diagrams.notation(words)
@@ -109,7 +109,7 @@ def test_table_3_over_seeds_and_with_other_models(several):
     first = nature.iloc[0]
     assert (first["seeds"], first["n"], first["uar"]) == (2, 10, 95)
     assert first["deviation"] == pytest.approx(50**0.5)  # of 90 and 100
-    others = table[~table["model"].isin(tables.MODELS)]
+    others = table[~table["model"].isin(labels.MODELS)]
     assert others[["paper_uar", "difference", "deviation"]].isna().all(axis=None)
 
 
@@ -145,16 +145,16 @@ def test_latex_compiles(several, tmp_path):
 def test_a_caption_states_what_it_must(several):
     clips = pd.DataFrame({"split": ["train", "train", "test"], "client": [*"xyx"]})
     where = {"processor": "A CPU, AVX2", "precision": "fp32"}
-    given = {"study": "demo-my", "corpus": "/some/where/my_corpus,/b/c", "made_on": where}
+    given = {"study": "demo-my", "corpus": "/some/where/my_corpus,/b/c", "hardware": where}
     found = tables.caption(several, clips, **given)
     assert found == (
-        "demo-my: corpus my_corpus + c, 2 clients, n = 1 test clips, 3 rounds, 7 runs, "
-        "mean of seeds 0, 1, A CPU, AVX2, fp32"
+        "Study demo-my on corpus my_corpus + c: 2 clients, n = 1 test clips, 3 rounds, 7 runs, "
+        "mean of seeds 0, 1, trained on A CPU, AVX2 in fp32."
     )
-    given = {"study": "demo", "corpus": "synthetic", "made_on": where}
+    given = {"study": "demo", "corpus": "synthetic", "hardware": where}
     one = tables.caption(several[several["seed"] == 1], clips, **given)
-    assert one.startswith("demo: corpus synthetic, ")
-    assert one.endswith(", 2 runs, seed 1, A CPU, AVX2, fp32")
+    assert one.startswith("Study demo on corpus synthetic: ")
+    assert one.endswith(", 2 runs, seed 1, trained on A CPU, AVX2 in fp32.")
 
 
 def test_figures_show_what_the_rows_say(predictions, tmp_path):

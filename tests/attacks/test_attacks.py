@@ -48,14 +48,14 @@ def image(*values):
 
 def test_fgsm_steps_against_the_gradients_sign(affine):
     # class 0 is true: the loss grows with less of x0 and more of x1
-    moved = fgsm(affine, image(1.0, 0.2), torch.tensor([0]), epsilon=0.1)
-    torch.testing.assert_close(moved, image(0.9, 0.3))
+    x_adv = fgsm(affine, image(1.0, 0.2), torch.tensor([0]), epsilon=0.1)
+    torch.testing.assert_close(x_adv, image(0.9, 0.3))
 
 
 def test_no_labels_means_the_models_own(affine):
     x = image(0.1, 0.9)
-    own, given = (fgsm(affine, x, y, epsilon=0.1) for y in (None, torch.tensor([1])))
-    assert torch.equal(own, given)
+    predicted, given = (fgsm(affine, x, y, epsilon=0.1) for y in (None, torch.tensor([1])))
+    assert torch.equal(predicted, given)
 
 
 def test_pgd_steps_and_stays_in_the_ball(affine):
@@ -68,16 +68,16 @@ def test_pgd_steps_and_stays_in_the_ball(affine):
 
 def test_deepfool_projects_on_the_boundary(affine):
     # boundary x0 = 2 x1; the distance of (1, 0.2) is 0.6 / sqrt(5), along (-1, 2) / sqrt(5)
-    moved = deepfool(affine, image(1.0, 0.2), steps=5, overshoot=0.02)
+    x_adv = deepfool(affine, image(1.0, 0.2), steps=5, overshoot=0.02)
     expected = image(1.0, 0.2) + 1.02 * 0.6 / 5 * image(-1.0, 2.0)
-    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
-    assert attacks.predictions(affine, moved) == 1
+    torch.testing.assert_close(x_adv, expected, rtol=1e-4, atol=1e-5)
+    assert attacks.predictions(affine, x_adv) == 1
 
 
 def test_deepfool_chooses_the_nearest_class():
     model = Affine([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [1.0, 0.0, 0.4]).eval()
-    moved = deepfool(model, image(0.0, 0.0), steps=1, overshoot=0.02)
-    torch.testing.assert_close(moved, image(0.0, 0.612), rtol=1e-4, atol=1e-5)
+    x_adv = deepfool(model, image(0.0, 0.0), steps=1, overshoot=0.02)
+    torch.testing.assert_close(x_adv, image(0.0, 0.612), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -86,14 +86,14 @@ class TestContracts:
         attack = attacks.make_attack(SETTINGS, name)
         for size in (1, 3):
             x, y = torch.randn(size, 1, 33, 17), torch.zeros(size, dtype=torch.long)
-            kept = x.clone()
-            moved = attack(network, x, y)
-            assert torch.equal(x, kept)
-            assert moved.shape == x.shape
-            assert not moved.requires_grad
-            assert torch.isfinite(moved).all()
+            original = x.clone()
+            x_adv = attack(network, x, y)
+            assert torch.equal(x, original)
+            assert x_adv.shape == x.shape
+            assert not x_adv.requires_grad
+            assert torch.isfinite(x_adv).all()
             if name != "deepfool":
-                assert (moved - x).abs().max() <= SETTINGS.epsilon + 1e-6
+                assert (x_adv - x).abs().max() <= SETTINGS.epsilon + 1e-6
         assert all(p.grad is None for p in network.parameters())
 
     def test_batching_changes_nothing(self, name, network):
@@ -106,8 +106,8 @@ class TestContracts:
         x = torch.randn(40, 1, 33, 17)
         y = attacks.predictions(network, x)
         strong = {"epsilon": 2.0, "step_size": 0.5, "steps": 50, "overshoot": 0.02}
-        moved = attacks.make_attack(SimpleNamespace(**strong), name)(network, x, y)
-        assert (attacks.predictions(network, moved) != y).float().mean() > 0.9
+        x_adv = attacks.make_attack(SimpleNamespace(**strong), name)(network, x, y)
+        assert (attacks.predictions(network, x_adv) != y).float().mean() > 0.9
 
     def test_training_mode_and_nan_are_refused(self, name, network):
         attack, y = attacks.make_attack(SETTINGS, name), torch.zeros(1, dtype=torch.long)
@@ -125,7 +125,7 @@ OPTIONS = [
     {"random_start": True, "norm": "l2", "restarts": 3},
     {"early_stop": True},
     {"eot": 3},
-    {"clip": (-1.0, 1.0)},
+    {"clip_values": (-1.0, 1.0)},
 ]
 
 
@@ -133,11 +133,11 @@ OPTIONS = [
 class TestPgdsOptions:
     def test_the_budget_holds(self, options, network):
         x, y = torch.randn(6, 1, 33, 17), torch.arange(6) % 5
-        kept, radius = x.clone(), torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.0])
-        moved = pgd(network, x, y, epsilon=radius, step_size=0.2, steps=4, **options)
-        assert torch.equal(x, kept)
+        original, radius = x.clone(), torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.0])
+        x_adv = pgd(network, x, y, epsilon=radius, step_size=0.2, steps=4, **options)
+        assert torch.equal(x, original)
         order = 2 if options.get("norm") == "l2" else torch.inf
-        lengths = (moved - x).flatten(1).norm(dim=1, p=order)
+        lengths = (x_adv - x).flatten(1).norm(dim=1, p=order)
         assert (lengths <= radius * (1 + 1e-5) + 1e-6).all()
         assert lengths[:5].max() > 0
 
@@ -145,9 +145,9 @@ class TestPgdsOptions:
         x = torch.randn(40, 1, 33, 17).clamp(-1, 1)
         y = attacks.predictions(network, x)
         epsilon = 40.0 if options.get("norm") == "l2" else 2.0
-        moved = pgd(network, x, y, epsilon=epsilon, step_size=epsilon / 8, steps=30, **options)
-        least = 0.3 if "clip" in options else 0.9
-        assert (attacks.predictions(network, moved) != y).float().mean() > least
+        x_adv = pgd(network, x, y, epsilon=epsilon, step_size=epsilon / 8, steps=30, **options)
+        least = 0.3 if "clip_values" in options else 0.9
+        assert (attacks.predictions(network, x_adv) != y).float().mean() > least
 
 
 def test_a_clip_that_is_fooled_rests_and_leaves_the_batch(affine):
@@ -155,9 +155,9 @@ def test_a_clip_that_is_fooled_rests_and_leaves_the_batch(affine):
     model = lambda x: sizes.append(len(x)) or affine(x)  # noqa: E731
     x = torch.cat([image(1.0, 0.49), image(1.0, 0.2), image(1.0, 0.9)])
     options = {"epsilon": 1.0, "step_size": 0.05, "early_stop": True}
-    moved = pgd(model, x, torch.tensor([0, 0, 0]), steps=3, **options)
+    x_adv = pgd(model, x, torch.tensor([0, 0, 0]), steps=3, **options)
     expected = torch.cat([image(0.95, 0.54), image(0.85, 0.35), image(1.0, 0.9)])
-    torch.testing.assert_close(moved, expected)
+    torch.testing.assert_close(x_adv, expected)
     assert sizes == [3, 2, 2, 1, 1, 1]  # decisions, then gradients of those still recognised
     sizes.clear()
     deepfool(model, x, steps=3, overshoot=0.02)
@@ -172,8 +172,8 @@ def test_restarts_keep_the_best_and_need_a_random_start(network):
     def fooled(restarts):
         generator = torch.Generator().manual_seed(0)
         options = {"random_start": True, "restarts": restarts, "generator": generator}
-        moved = pgd(network, x, y, epsilon=0.25, step_size=0.05, steps=2, **options)
-        return attacks.predictions(network, moved) != y
+        x_adv = pgd(network, x, y, epsilon=0.25, step_size=0.05, steps=2, **options)
+        return attacks.predictions(network, x_adv) != y
 
     one, ten = fooled(1), fooled(10)
     assert (ten | ~one).all()  # the first start is the same: what it fooled stays fooled
@@ -191,24 +191,24 @@ def test_losses_by_hand():
 
 def test_l2_step_by_hand(affine):
     # the loss rises along (-1, 2) / sqrt(5), for any loss of the two logits
-    moved = pgd(
+    x_adv = pgd(
         affine, image(1.0, 0.2), torch.tensor([0]), epsilon=0.5, step_size=0.3, steps=4, norm="l2"
     )
-    torch.testing.assert_close(moved, image(1.0, 0.2) + 0.5 / 5**0.5 * image(-1.0, 2.0))
+    torch.testing.assert_close(x_adv, image(1.0, 0.2) + 0.5 / 5**0.5 * image(-1.0, 2.0))
 
 
 def test_deepfool_in_linf_by_hand(affine):
     # |gap| / |gradient|_1 = 0.6 / 3, in the direction of the signs
-    moved = deepfool(affine, image(1.0, 0.2), steps=1, overshoot=0.0, norm="linf")
-    torch.testing.assert_close(moved, image(0.8, 0.4))
+    x_adv = deepfool(affine, image(1.0, 0.2), steps=1, overshoot=0.0, norm="linf")
+    torch.testing.assert_close(x_adv, image(0.8, 0.4))
 
 
 def test_deepfool_keeps_to_a_range(affine):
     x = image(0.0, 0.1)  # class 1; without a range it would end at (0.04, 0.08)
-    moved = deepfool(affine, x, steps=50, overshoot=0.02, clip=(0.095, 1.0))
-    assert attacks.predictions(affine, moved) == 0
-    assert moved[0, 0, 0, 1] == pytest.approx(0.095)
-    assert moved[0, 0, 0, 0] == pytest.approx(0.19, rel=0.03)
+    x_adv = deepfool(affine, x, steps=50, overshoot=0.02, clip_values=(0.095, 1.0))
+    assert attacks.predictions(affine, x_adv) == 0
+    assert x_adv[0, 0, 0, 1] == pytest.approx(0.095)
+    assert x_adv[0, 0, 0, 0] == pytest.approx(0.19, rel=0.03)
 
 
 def test_deepfool_among_the_likeliest_classes():
@@ -224,10 +224,10 @@ def test_deepfool_among_the_likeliest_classes():
 
 def test_a_clip_out_of_the_range_stays_where_it_was(affine):
     x = image(1.5, 0.2)
-    moved = fgsm(affine, x, torch.tensor([0]), epsilon=0.3, clip=(0.0, 1.0))
-    torch.testing.assert_close(moved, image(1.2, 0.5))
-    moved = fgsm(affine, image(0.1, 0.9), torch.tensor([0]), epsilon=0.3, clip=(0.0, 1.0))
-    torch.testing.assert_close(moved, image(0.0, 1.0))
+    x_adv = fgsm(affine, x, torch.tensor([0]), epsilon=0.3, clip_values=(0.0, 1.0))
+    torch.testing.assert_close(x_adv, image(1.2, 0.5))
+    x_adv = fgsm(affine, image(0.1, 0.9), torch.tensor([0]), epsilon=0.3, clip_values=(0.0, 1.0))
+    torch.testing.assert_close(x_adv, image(0.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -268,8 +268,8 @@ class TestThroughTheRandomisation:
         together = target.gradient(guarded(), x, y, loss="ce", eot=4)
         size, offset = Randomise().draw(12, generator(0))
         plain, singly = vgg.fold_batch_norm(trained[0]), []
-        for own in torch.arange(12).split(3):
-            one = partial(Randomise(), draw=Draw(size[own], offset[own]))
+        for rows in torch.arange(12).split(3):
+            one = partial(Randomise(), draw=Draw(size[rows], offset[rows]))
             drawn = partial(lambda one, z: plain(one(z)), one)
             singly.append(target.gradient(drawn, x, y, loss="ce", eot=1))
         expected = sum(singly) / 4
@@ -280,17 +280,17 @@ class TestThroughTheRandomisation:
     def test_every_attack_goes_through(self, name, mode, trained):
         model, x, y = trained
         guarded = RandomisedModel(model, Randomise(mode=mode), generator(0))
-        own = {"fgsm": {"epsilon": 0.1}, "deepfool": {"steps": 3, "overshoot": 0.02}}
-        own["pgd"] = {"epsilon": 0.1, "step_size": 0.05, "steps": 3}
+        strength = {"fgsm": {"epsilon": 0.1}, "deepfool": {"steps": 3, "overshoot": 0.02}}
+        strength["pgd"] = {"epsilon": 0.1, "step_size": 0.05, "steps": 3}
         x = x[:8]
-        moved = ATTACKS[name](guarded, x, y[:8], eot=2, **own[name])
-        assert moved.shape == x.shape
+        x_adv = ATTACKS[name](guarded, x, y[:8], eot=2, **strength[name])
+        assert x_adv.shape == x.shape
         label = y[:8] if name != "deepfool" else attacks.predictions(guarded, x, eot=8)
-        before, after = (mean_margin(guarded, seen, label) for seen in (x, moved))
+        before, after = (mean_margin(guarded, clips, label) for clips in (x, x_adv))
         assert after.mean() > before.mean()
 
     def test_more_draws_hurt_more(self, guarded, trained):
-        """The same budget, met by draws that the attack has not seen."""
+        """The same budget, met by draws that the attack did not use."""
         x, y = trained[1][:12], trained[2][:12]
 
         def lost(eot):
@@ -302,8 +302,7 @@ class TestThroughTheRandomisation:
 
 def mean_margin(model, x, y, draws=8):
     """How far y has lost, on average over the model's draws; below zero where it has not."""
-    with torch.no_grad():
-        return target.margin(target.logits(model, x, draws).mean(0), y)
+    return target.margin(target.mean_logits(model, x, draws), y)
 
 
 def test_unknown_names_list_the_choices():

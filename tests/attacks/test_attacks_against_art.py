@@ -37,10 +37,10 @@ def arts(name, model, x, y=None, *, clip_values=None, **settings):
 
 def assert_same_effect(model, x, y, ours, theirs):
     """The same decision on 99 % of the clips, the mean loss within 0.1 %."""
-    decided = [predictions(model, moved) for moved in (ours, theirs)]
+    decided = [predictions(model, x_adv) for x_adv in (ours, theirs)]
     assert (decided[0] == decided[1]).float().mean() >= 0.99
     with torch.no_grad():
-        losses = [cross_entropy(model(moved), y).item() for moved in (ours, theirs)]
+        losses = [cross_entropy(model(x_adv), y).item() for x_adv in (ours, theirs)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -77,9 +77,9 @@ def test_deepfool(trained, clips):
         "DeepFool", model, x, max_iter=STEPS, epsilon=OVERSHOOT, nb_grads=7, batch_size=16
     )
     ours = deepfool(model, x, steps=STEPS, overshoot=OVERSHOOT)
-    lengths = [(moved - x).flatten(1).norm(dim=1) for moved in (ours, theirs)]
+    lengths = [(x_adv - x).flatten(1).norm(dim=1) for x_adv in (ours, theirs)]
     torch.testing.assert_close(*lengths, rtol=1e-3, atol=1e-6)
-    fooled = [predictions(model, moved) != predictions(model, x) for moved in (ours, theirs)]
+    fooled = [predictions(model, x_adv) != predictions(model, x) for x_adv in (ours, theirs)]
     assert (fooled[0] == fooled[1]).float().mean() >= 0.99
     assert fooled[0].float().mean() > 0.5
     assert_same_effect(model, x, y, ours, theirs)
@@ -138,8 +138,8 @@ class TestTraps:
 
     def test_a_step_beyond_the_ball_is_taken_without_a_word(self, trained, clips):
         model, x, y = trained[0], clips[0][:2], clips[1][:2]
-        moved = arts("ProjectedGradientDescent", model, x, y, eps=0.05, max_iter=1)  # step 0.1
-        torch.testing.assert_close(moved, fgsm(model, x, y, epsilon=0.05), rtol=0, atol=1e-6)
+        x_adv = arts("ProjectedGradientDescent", model, x, y, eps=0.05, max_iter=1)  # step 0.1
+        torch.testing.assert_close(x_adv, fgsm(model, x, y, epsilon=0.05), rtol=0, atol=1e-6)
 
     def test_no_labels_mean_the_models_own_decisions(self, trained, clips):
         model, x = trained[0], clips[0][:4]

@@ -14,7 +14,7 @@ from fedser_utils.learning import vgg
 
 
 @pytest.fixture(scope="module")
-def heard(trained, speakers4):
+def recognised(trained, speakers4):
     """(model, features, clips): up to 12 sounds that the model recognises, with their labels."""
     model, listen = (
         vgg.fold_batch_norm(trained[0]),
@@ -35,18 +35,18 @@ def test_features_from_sound_equal_the_cached_ones(trained, speakers4):
     torch.testing.assert_close(listen(sound), trained[1][:1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_wav_still_fools_after_16_bits(heard, tmp_path):
-    model, listen, clips = heard
+def test_a_wav_still_fools_after_16_bits(recognised, tmp_path):
+    model, listen, clips = recognised
     before, after = 0, 0
     for sound, y in clips:
-        moved = attacks.waveform_pgd(model, sound, y, features=listen, snr_db=35, steps=5)
-        assert attacks.snr_db(sound, moved).item() >= 35 - 1e-3
-        assert moved.abs().max() <= 1
-        audio.write(tmp_path / "moved.wav", moved[0].numpy())
-        back = torch.from_numpy(audio.read(tmp_path / "moved.wav").waveform)[None]
+        x_adv = attacks.waveform_pgd(model, sound, y, features=listen, snr_db=35, steps=5)
+        assert attacks.snr_db(sound, x_adv).item() >= 35 - 1e-3
+        assert x_adv.abs().max() <= 1
+        audio.write(tmp_path / "adversarial.wav", x_adv[0].numpy())
+        back = torch.from_numpy(audio.read(tmp_path / "adversarial.wav").waveform)[None]
         assert back.shape == sound.shape
-        assert (back - moved).abs().max() <= 1.01 / 2**15
-        before += int((attacks.predictions(model, listen(moved)) != y).sum())
+        assert (back - x_adv).abs().max() <= 1.01 / 2**15
+        before += int((attacks.predictions(model, listen(x_adv)) != y).sum())
         after += int((attacks.predictions(model, listen(back)) != y).sum())
     print(f"fooled {before} before and {after} after 16 bits, of {len(clips)}")
     assert len(clips) == 12
@@ -62,14 +62,14 @@ def test_through_another_front_end():
     weak = vgg.WeakModel(3, size=311 * 128, generator=generator(0, "planted"))
     sound = 0.1 * torch.randn(1, 20_000, generator=generator(0, "sound"))
     y = attacks.predictions(weak, listen(sound))
-    moved = attacks.waveform_pgd(weak, sound, y, features=listen, snr_db=40, steps=5)
-    assert moved.shape == sound.shape
-    assert attacks.snr_db(sound, moved).item() >= 40 - 1e-3
-    assert attacks.predictions(weak, listen(moved)) != y
+    x_adv = attacks.waveform_pgd(weak, sound, y, features=listen, snr_db=40, steps=5)
+    assert x_adv.shape == sound.shape
+    assert attacks.snr_db(sound, x_adv).item() >= 40 - 1e-3
+    assert attacks.predictions(weak, listen(x_adv)) != y
 
 
-def test_a_tight_budget_spares_more(heard):
-    model, listen, clips = heard
+def test_a_tight_budget_spares_more(recognised):
+    model, listen, clips = recognised
 
     def fooled(snr_db):
         return sum(
@@ -90,8 +90,8 @@ def test_a_tight_budget_spares_more(heard):
     assert fooled(90) < fooled(40)
 
 
-def test_what_cannot_be_attacked_is_refused(heard):
-    model, listen, _ = heard
+def test_what_cannot_be_attacked_is_refused(recognised):
+    model, listen, _ = recognised
     options = {"features": listen, "snr_db": 30, "steps": 1}
     with pytest.raises(ValueError, match="silent"):
         attacks.waveform_pgd(model, torch.zeros(1, 8000), **options)
@@ -120,9 +120,9 @@ def test_perceptibility_by_hand():
     # two bands of magnitude 1 and 10; the first is doubled (6.02 dB), the second stays
     mean, std = torch.tensor([0.0, math.log(10)]), torch.tensor([2.0, 1.0])
     x = torch.zeros(1, 1, 1, 2)
-    moved = x + torch.tensor([math.log(2) / 2, 0.0])
-    found = attacks.perceptibility(x, moved, mean=mean, std=std)
-    assert found["l2"].item() == pytest.approx(math.log(2) / 2, rel=1e-5)
-    assert found["linf"].item() == pytest.approx(math.log(2) / 2, rel=1e-5)
-    assert found["linf_db"].item() == pytest.approx(6.0206, rel=1e-4)
-    assert found["snr_db"].item() == pytest.approx(10 * math.log10(101), rel=1e-4)
+    x_adv = x + torch.tensor([math.log(2) / 2, 0.0])
+    sizes = attacks.perceptibility(x, x_adv, mean=mean, std=std)
+    assert sizes["l2"].item() == pytest.approx(math.log(2) / 2, rel=1e-5)
+    assert sizes["linf"].item() == pytest.approx(math.log(2) / 2, rel=1e-5)
+    assert sizes["linf_db"].item() == pytest.approx(6.0206, rel=1e-4)
+    assert sizes["snr_db"].item() == pytest.approx(10 * math.log10(101), rel=1e-4)

@@ -20,14 +20,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedser_utils.core.settings import ROOT, load_settings
+from fedser_utils.core.presets import load_settings
+from fedser_utils.core.settings import ROOT
 from fedser_utils.federated import server_app
 from fedser_utils.federated.deployment.processes import free_port
 
-FILM = os.environ.get("FEDSER_FILM")  # a finished demo study: the README's pictures are of it
-REFERENCE = ROOT / "outputs" / "reference"
+FILM = os.environ.get("FEDSER_FILM")  # a finished demo study: `make pictures` draws the pages of it
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PICTURES = ROOT / "outputs" / "browser"
+PICTURES = Path(os.environ.get("FEDSER_PICTURES", ROOT / "outputs" / "browser"))
 NOTEBOOKS = ROOT / "notebooks"
 
 
@@ -62,19 +62,15 @@ def folder(study):
     folder = study.parent / "notebooks"
     folder.mkdir()
     for path in NOTEBOOKS.glob("*.ipynb"):
+        lines = [f'preset: str = "{"demo" if FILM else "smoke"}"', 'outputs: str = "../outputs"']
+        if path.stem == "02_fl_advtrain":  # a run that is still to be trained
+            lines += ['attack: str = "pgd"', "rounds: int = 8", "eval_every: int = 2"]
+        if path.stem == "03_attacks":
+            lines += ["epsilons: list[float] = [0.05]"]  # to be quick
         notebook = json.loads(path.read_text())
         for cell in notebook["cells"]:
             if "parameters" in cell["metadata"].get("tags", ()):
-                text = "".join(cell["source"])
-                preset = "demo" if FILM else "smoke"
-                text = re.sub(r'(preset: str) = "\w+"', rf'\1 = "{preset}"', text)
-                text = re.sub(r"(outputs: str) = None", r'\1 = "../outputs"', text)
-                text = re.sub(r"(epsilons: list) = .*", r"\1 = [0.05]", text)  # to be quick
-                if path.stem == "02_fl_advtrain":  # a run that is still to be trained
-                    text = re.sub(r"(attack: str) = None", r'\1 = "pgd"', text)
-                    text = re.sub(r"(rounds: int) = None", r"\1 = 8", text)
-                    text = re.sub(r"(eval_every: int) = None", r"\1 = 2", text)
-                cell["source"] = text
+                cell["source"] = "\n".join(["".join(cell["source"]), *lines])
         (folder / path.name).write_text(json.dumps(notebook))
     return folder
 
@@ -182,11 +178,15 @@ def opened(browser):
 
 
 @pytest.fixture
-def shot():
-    """Saves a screenshot under outputs/browser; of a study that is filmed, as a reference."""
-    folder = REFERENCE if FILM else PICTURES
-    folder.mkdir(parents=True, exist_ok=True)
-    return lambda page, name: page.screenshot(path=folder / f"{name}.png")
+def shot(study):
+    """Saves a screenshot in PICTURES, once it is sure that the page names no temporary folder."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+
+    def take(page, name):
+        assert str(study.parent) not in page.locator("body").inner_text()
+        page.screenshot(path=PICTURES / f"{name}.png")
+
+    return take
 
 
 @pytest.fixture
@@ -202,6 +202,6 @@ def film():
     if frames:
         small = [picture.crop((290, 90, 1240, 880)).resize((760, 632)) for picture, _ in frames]
         small[0].save(
-            REFERENCE / "explorer.webp", save_all=True, append_images=small[1:], loop=0,
+            PICTURES / "explorer.webp", save_all=True, append_images=small[1:], loop=0,
             duration=[int(1000 * seconds) for _, seconds in frames], quality=60, method=6,
         )  # fmt: skip

@@ -8,8 +8,8 @@ import pytest
 
 from fedser_utils.core import runs
 from fedser_utils.core.errors import InputError
+from fedser_utils.core.presets import load_settings
 from fedser_utils.core.runs import RunBusyError
-from fedser_utils.core.settings import load_settings
 
 
 @pytest.fixture

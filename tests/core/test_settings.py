@@ -1,12 +1,10 @@
+from dataclasses import fields
+
 import pytest
 
 from fedser_utils.core.errors import InputError
-from fedser_utils.core.settings import (
-    load_settings,
-    notebook_settings,
-    own_parameters,
-    preset_names,
-)
+from fedser_utils.core.presets import load_settings, preset_names, settings_page
+from fedser_utils.core.settings import ROOT, Settings
 
 
 def test_presets_load():
@@ -60,43 +58,9 @@ def test_a_study_is_a_corpus_and_a_preset(tmp_path):
     assert load_settings("demo", corpus=str(folder)).study == "demo-emovo"
 
 
-def test_a_misspelt_name_in_an_injected_cell_is_refused():
-    cells = ["", '# Parameters: own\npreset: str = "smoke"\nattack: str = None', "x = 1"]
-    namespace = {"In": cells, "preset": "smoke", "attack": None}
-    assert notebook_settings(namespace).preset == "smoke"
-    cells.insert(2, '# Parameters\natack = "pgd"\n')
-    with pytest.raises(
-        SystemExit, match=r"'atack' is unknown; did you mean attack\? all are listed by pap"
-    ):
-        notebook_settings(namespace)
-
-
-@pytest.mark.parametrize(
-    ("kind", "good", "bad", "words"),
-    [
-        (bool, True, "yes", "own 'yes' is unknown; choose from True, False"),
-        (int, 3, 2.5, "own 2.5 must be a whole number >= 1"),
-        (float, 0.1, 0, "own 0 must be a number > 0"),
-        ([float], [0.1, 2], [0.1, -1.0], r"own -1\.0 must be a number > 0"),
-        ([int], [1, 2], "[1, 2]", r"own '\[1, 2\]' must be a list of numbers, such as"),
-        ([int], [1], [], r"own \[\] must be a list of numbers"),
-    ],
-    ids=str,
-)
-def test_a_notebooks_own_parameters(kind, good, bad, words):
-    cells = ['# Parameters: own\npreset: str = "smoke"\nown = None']
-    notebook = {"In": cells, "preset": "smoke"}
-    assert notebook_settings(notebook | {"own": good}, own={"own": kind}).preset == "smoke"
-    with pytest.raises(SystemExit, match=words):
-        notebook_settings(notebook | {"own": bad}, own={"own": kind})
-
-
-def test_a_notebooks_own_parameters_come_from_the_preset_or_the_cell():
-    settings = load_settings("demo")
-    own = own_parameters({"full": None, "draws": 3}, {"full": bool, "draws": int}, settings)
-    assert (own.full, own.draws) == (False, 3)
-    with pytest.raises(SystemExit, match=r"full 1\.5 is unknown; choose from True, False"):
-        own_parameters({"full": 1.5}, {"full": bool}, settings)
+def test_docs_list_every_setting_as_it_is_declared():
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_page(), "run: make docs"
+    assert all(spec.metadata["help"] for spec in fields(Settings))
 
 
 def test_a_pooled_model_has_its_own_name():

@@ -135,6 +135,16 @@ def test_statistics_from_sums_equal_the_pooled_ones(federation):
     np.testing.assert_allclose(federation.std, train.std((0, 1)), atol=1e-5)
 
 
+def test_a_change_of_the_images_needs_a_new_cache_version():
+    wave = np.sin(np.arange(20_000) ** 1.5 / 300).astype(np.float32)
+    image = log_mel_module.LogMel(level="rms")(torch.from_numpy(wave)[None])
+    figures = [image.mean().item(), image.std().item(), image[0, 0, 100, 20].item()]
+    assert (log_mel_module.CACHE_VERSION, figures) == (
+        1,
+        pytest.approx([-15.47504, 1.696602, -9.067363], rel=1e-4),
+    )
+
+
 def test_the_cache_keeps_front_ends_and_levels_apart(tmp_path):
     rate, seconds = 8000, 2.5
     wave = np.random.default_rng(0).normal(0, 0.01, int(rate * seconds))

@@ -209,6 +209,15 @@ def test_clips_are_neither_silent_nor_clipped():
         assert np.mean(np.abs(clip) > 0.98) < 0.01
 
 
+def test_other_clips_need_a_new_version():
+    clip = synthetic_machines.synthesise(2, "cavitation", 0)
+    figures = [len(clip), clip.std(), np.abs(np.diff(clip)).mean()]
+    assert (synthetic_machines.VERSION, figures) == (
+        1,
+        pytest.approx([74258, 0.0391514851, 0.0106535608], rel=1e-6),
+    )
+
+
 def test_sizes_are_checked():
     with pytest.raises(InputError, match="machines 69 must be from 2 to 68"):
         synthetic_machines.names(machines=69, clips=500)

@@ -112,6 +112,15 @@ def test_clips_are_speech_like(demo):
     assert all(np.abs(clip).max() <= 1 and clip.std() > 1e-3 for clip in clips)
 
 
+def test_other_clips_need_a_new_version():
+    clip = synthetic_speech.synthesise("NP_m_10_rab00a")
+    figures = [len(clip), clip.std(), np.abs(np.diff(clip)).mean()]
+    assert (synthetic_speech.VERSION, figures) == (
+        1,
+        pytest.approx([23323, 0.0556265161, 0.0096657712], rel=1e-6),
+    )
+
+
 def test_sizes_are_checked():
     with pytest.raises(InputError, match="speakers 69 must be from 2 to 68"):
         synthetic_speech.names(speakers=69, clips=100)

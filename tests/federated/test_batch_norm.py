@@ -14,11 +14,11 @@ from fedser_utils.attacks import predictions
 from fedser_utils.core import runs
 from fedser_utils.core.errors import InputError
 from fedser_utils.core.seeding import generator
-from fedser_utils.data.federation import write_client_folders
+from fedser_utils.data.client_data import write_client_folders
 from fedser_utils.federated import server_app
 from fedser_utils.federated.client import learning_rate_in, new_model
 from fedser_utils.federated.grids import remote
-from fedser_utils.learning import vgg
+from fedser_utils.learning import batch_norm, vgg
 
 
 def arrays_of(run):
@@ -46,7 +46,7 @@ def test_groups_divide_the_channels():
 def test_group_norm_looks_at_one_clip_at_a_time(tiny):
     model = vgg.build(3, width=1 / 8, norm="group", generator=generator(0))
     assert not [*model.buffers()]
-    assert vgg.batch_norm_names(model) == []
+    assert batch_norm.batch_norm_names(model) == []
     x = torch.randn(4, 1, 64, 64, generator=generator(1))
     model.train()
     torch.testing.assert_close(model(x)[:1], model(x[:1]))
@@ -57,7 +57,7 @@ def test_clips_give_their_own_statistics():
     model = vgg.build(3, width=1 / 16, generator=generator(0))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = 3 + torch.randn(8, 1, 64, 64, generator=generator(1))
-    found = vgg.batch_statistics(model, x, batch_size=8)
+    found = batch_norm.batch_statistics(model, x, batch_size=8)
     seen = model.features[0](x)
     torch.testing.assert_close(found["features.1.running_mean"], seen.mean((0, 2, 3)))
     torch.testing.assert_close(found["features.1.running_var"], seen.var((0, 2, 3)))
@@ -71,7 +71,7 @@ def test_pooled_statistics_are_those_of_all_clips():
         ({"a.running_mean": p.mean()[None], "a.running_var": p.var(correction=0)[None]}, len(p))
         for p in parts
     ]
-    pooled = vgg.pooled_statistics(found)
+    pooled = batch_norm.pooled_statistics(found)
     torch.testing.assert_close(pooled["a.running_mean"], values.mean()[None])
     torch.testing.assert_close(pooled["a.running_var"], values.var(correction=0)[None])
 
@@ -80,7 +80,7 @@ def test_what_is_local_never_leaves(tiny, federation, local):
     """The server's batch norm is what it began with; every client's is another; the decisions
     are of each client's own model."""
     begin = vgg.state_arrays(new_model(tiny, len(federation.classes)))
-    end, names = arrays_of(local), vgg.batch_norm_names(vgg.load(local, client="01"))
+    end, names = arrays_of(local), batch_norm.batch_norm_names(vgg.load(local, client="01"))
     assert all(torch.equal(end[name], begin[name]) for name in names)
     assert not torch.equal(end["features.0.weight"], begin["features.0.weight"])
     own = runs.load_arrays(local.folder / vgg.LOCAL_ARRAYS_FILE)
@@ -140,9 +140,9 @@ def test_statistics_are_taken_anew_of_the_averaged_model(tiny, federation, tmp_p
     parts = []
     for client in federation.clients:
         x, _ = federation.tensors(federation.table("train", client))
-        parts.append((vgg.batch_statistics(model, x), len(x)))
+        parts.append((batch_norm.batch_statistics(model, x), len(x)))
     end = statistics_of(arrays_of(run))
-    for name, value in vgg.pooled_statistics(parts).items():
+    for name, value in batch_norm.pooled_statistics(parts).items():
         torch.testing.assert_close(end[name], value, rtol=1e-4, atol=1e-5)
 
 

@@ -108,7 +108,7 @@ def test_a_new_server_certificate_needs_the_cas_key(tmp_path):
     [
         (["--clients", "-1"], "clients -1 must be"),
         (["--clients", "x"], "--clients"),
-        (["--clients", "1", "--host", "a b"], "host 'a b' is no host name"),
+        (["--clients", "1", "--host", "a b"], "host 'a b' is neither a host name"),
         ([], "--clients"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from fedser_utils.core import checkpoints, runs
 from fedser_utils.federated import client_drift
 from fedser_utils.federated.client import fit, new_model
-from fedser_utils.learning import vgg
+from fedser_utils.learning import batch_norm, vgg
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def model(tiny, federation):
 
 def test_angles_by_hand():
     updates = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
-    found = client_drift._angles(updates @ updates.T, pd.Series([2, 1, 1]), pd.Series([*"aab"]))
+    found = client_drift._cosines(updates @ updates.T, pd.Series([2, 1, 1]), pd.Series([*"aab"]))
     mean = np.array([0.75, 0.75])  # of 2, 1 and 1 examples
     towards = updates @ mean / np.linalg.norm(updates, axis=1) / np.linalg.norm(mean)
     np.testing.assert_allclose(found["cosine"], towards)
@@ -81,13 +81,15 @@ def statistics(model, x, *, batch_size):
 
 
 def test_batch_norm_shift_by_hand(tiny, mixed, model, monkeypatch):
-    monkeypatch.setattr(vgg, "batch_statistics", statistics)
+    monkeypatch.setattr(batch_norm, "batch_statistics", statistics)
     found = client_drift.batch_norm_shift(tiny, mixed, model, most=8)
     assert len(found) == 3 * 13
     assert list(dict.fromkeys(found["corpus"])) == ["all", "one", "two"]
     assert set(found["n"]) == {8}
     first = found[found["layer"] == 1].set_index("corpus")
-    two = client_drift._evenly(mixed.table("train")[lambda t: t["corpus"] == "two"], 8, tiny.seed)
+    two = client_drift._even_sample(
+        mixed.table("train")[lambda t: t["corpus"] == "two"], 8, tiny.seed
+    )
     own = statistics(model, mixed.tensors(two)[0], batch_size=1)
     mean, var = own["features.1.running_mean"], own["features.1.running_var"]
     assert first.loc["two", "name"] == "features.1"
@@ -114,16 +116,16 @@ def test_without_batch_norm_there_is_nothing_to_compare(tiny, mixed):
 
 def test_clips_are_taken_evenly():
     clips = pd.DataFrame({"client": [*"a" * 50, *"b" * 3, *"c" * 9]})
-    found = client_drift._evenly(clips, 12, 0)["client"].value_counts()
+    found = client_drift._even_sample(clips, 12, 0)["client"].value_counts()
     assert found.to_dict() == {"a": 5, "c": 4, "b": 3} or found.to_dict() == {
         "a": 4,
         "c": 5,
         "b": 3,
     }
-    assert len(client_drift._evenly(clips, 100, 0)) == 62
+    assert len(client_drift._even_sample(clips, 100, 0)) == 62
     assert (
-        client_drift._evenly(clips, 12, 0).index.tolist()
-        == client_drift._evenly(clips, 12, 0).index.tolist()
+        client_drift._even_sample(clips, 12, 0).index.tolist()
+        == client_drift._even_sample(clips, 12, 0).index.tolist()
     )
 
 

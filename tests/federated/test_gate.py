@@ -137,7 +137,7 @@ def test_large_bodies_stream_through_whole(port):
     [
         ({"content-length": None}, 411),
         ({"content-length": None, "transfer-encoding": "chunked"}, 411),
-        ({"content-length": str(gate.LARGEST + 1)}, 413),
+        ({"content-length": str(gate.MAX_BODY + 1)}, 413),
     ],
 )
 def test_bodies_of_no_or_too_great_length_are_refused(port, headers, status):

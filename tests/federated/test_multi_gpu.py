@@ -54,8 +54,8 @@ def test_two_processes_train_as_one_does(who, weights, pool):
         assert other.measures() == pytest.approx(one.measures())
         close(one.mean(), other.mean())
 
-    with multi_gpu.trainer_of(*who, pool=pool, devices=TWO) as made:
-        assert sorted(made.home.values()) in ([0, 0, 1], [0, 1, 1])
+    with multi_gpu.make_trainer(*who, pool=pool, devices=TWO) as made:
+        assert sorted(made.rank_of.values()) in ([0, 0, 1], [0, 1, 1])
         both(made, [1, 2, 3], 1)
         both(made, [1, 2, 3], 2)
         both(made, [2], 3)
@@ -64,7 +64,7 @@ def test_two_processes_train_as_one_does(who, weights, pool):
     assert kept.keys() == expected.keys()
     for node, state in expected.items():
         assert all((kept[node][name] == value).all() for name, value in state.items())
-    with multi_gpu.trainer_of(*who, pool=pool, devices=TWO) as made:
+    with multi_gpu.make_trainer(*who, pool=pool, devices=TWO) as made:
         made.restore(kept)
         both(made, [1, 2, 3], 4)
 
@@ -75,7 +75,7 @@ def test_a_process_that_fails_ends_the_round_and_is_named(who, weights, pool):
     weights = {name: v for name, v in weights.items() if name != "classifier.2.bias"}
 
     def one_round():
-        with multi_gpu.trainer_of(settings, *who[1:], pool=pool, devices=TWO) as made:
+        with multi_gpu.make_trainer(settings, *who[1:], pool=pool, devices=TWO) as made:
             made.round([1, 2, 3], weights, number=1, proximal_mu=0.0)
 
     with pytest.raises(RuntimeError, match="device cpu: KeyError"):

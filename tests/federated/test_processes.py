@@ -6,6 +6,7 @@ The processes start once for the module, and the tests go on in order: refusals,
 import json
 import socket
 import ssl
+import subprocess
 import sys
 import time
 from signal import SIGTERM
@@ -15,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from fedser_utils.core.errors import InputError
+from fedser_utils.core.settings import ROOT
 from fedser_utils.federated.deployment import certificates, flower_cli, local, processes
 from fedser_utils.federated.deployment.flower_cli import Connection, FlowerError
 from fedser_utils.federated.deployment.processes import (
@@ -120,15 +122,15 @@ def test_a_services_children_end_with_it_whatever_their_session(tmp_path, monkey
         running.start("one", [sys.executable, "-c", CHILD])
         while "up" not in running.log("one"):
             time.sleep(0.02)
-        pids = running.members("one")
+        pids = running.pids("one")
         assert len(pids) == 2
-        with pytest.raises(InputError, match="'one' runs already"):
+        with pytest.raises(InputError, match="'one' is running already"):
             running.start("one", ["true"])
         if end == "kill":
             running.kill("one")
             assert not running.alive("one")
-            assert running.members("one") == []
-    assert running.members("one") == []
+            assert running.pids("one") == []
+    assert running.pids("one") == []
 
 
 def test_a_service_that_does_not_start_says_why(tmp_path):
@@ -174,6 +176,14 @@ def test_a_deployment_without_clients_is_refused(tmp_path, capsys):
     assert "has no folders in it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("script", ["certificates", "local", "share"])
+def test_a_script_without_arguments_says_what_it_needs(script):
+    command = [sys.executable, str(ROOT / "deploy" / script)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("the following arguments are required: ")
+
+
 # with Flower
 
 
@@ -189,11 +199,11 @@ def running(tmp_path_factory):
         patch.setenv("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.2")
         patch.setenv("PYTHONPATH", str(folder))  # the apps' module is there, not in the FAB
         data = sorted((folder / "data").iterdir())
-        with local.local(folder, data, start_nodes=False) as running:
+        with local.local_deployment(folder, data, start_nodes=False) as running:
             running.start_node(0)
             running.first = running.wait_for_node(0)
             yield running
-    assert {name for name in running.services.names if running.services.members(name)} == set()
+    assert {name for name in running.services.names if running.services.pids(name)} == set()
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +328,7 @@ def test_a_run_reaches_the_client_with_its_settings_whole_and_its_own_data(runni
 def test_after_a_crash_the_superlink_knows_its_nodes(running):
     before = running.connection.nodes()
     running.services.kill("superlink")
-    assert running.services.members("superlink") == []
+    assert running.services.pids("superlink") == []
     assert running.services.alive("client-00")
     running.start_server()
     running.services.wait_for_port("superlink", running.port)

@@ -17,7 +17,7 @@ from wire import Wire
 from fedser_utils.analysis import tables
 from fedser_utils.core import checkpoints, count_tables, devices, runs
 from fedser_utils.core.front_end import SPEECH
-from fedser_utils.data.federation import load_client_data, write_client_folders
+from fedser_utils.data.client_data import load_client_data, write_client_folders
 from fedser_utils.federated import server_app
 from fedser_utils.federated.grids import remote
 from fedser_utils.federated.strategies import RoundError
@@ -430,17 +430,17 @@ def test_a_server_that_was_killed_goes_on(deployed, shares, tmp_path, monkeypatc
     whole, _ = start(
         dataclasses.replace(settings, outputs=str(tmp_path / "whole")), shares, tmp_path / "a"
     )
-    kept = server_app.ClientGrid.checked_reply
+    kept = server_app.ClientGrid.checked_update
 
     def dying(grid, message, reply, like):
         if message.content["config"]["server-round"] == 4:
             raise KeyboardInterrupt
         return kept(grid, message, reply, like)
 
-    monkeypatch.setattr(server_app.ClientGrid, "checked_reply", dying)
+    monkeypatch.setattr(server_app.ClientGrid, "checked_update", dying)
     with pytest.raises(KeyboardInterrupt):
         start(settings, shares, tmp_path / "b")
-    monkeypatch.setattr(server_app.ClientGrid, "checked_reply", kept)
+    monkeypatch.setattr(server_app.ClientGrid, "checked_update", kept)
 
     def prepare(wire):
         if away:

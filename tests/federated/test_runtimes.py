@@ -15,7 +15,8 @@ import pytest
 from fedser_utils.analysis import metrics
 from fedser_utils.core import devices, runs
 from fedser_utils.core.errors import InputError
-from fedser_utils.data.federation import load_federation, write_client_folders
+from fedser_utils.data.client_data import write_client_folders
+from fedser_utils.data.federation import load_federation
 from fedser_utils.federated import runtimes, server_app
 from fedser_utils.federated.deployment import local
 from fedser_utils.federated.strategies import RoundError
@@ -35,7 +36,7 @@ def up(settings, tmp_path_factory):
     """A deployment that is up: a server, a gate, three clients."""
     folder = tmp_path_factory.mktemp("deployment")
     shares = write_client_folders(load_federation(settings).corpus, folder / "data")
-    with local.local(folder, shares) as running:
+    with local.local_deployment(folder, shares) as running:
         yield running
 
 
@@ -154,7 +155,7 @@ def test_a_supernode_is_killed_in_a_round_and_comes_back(settings, up):
         lambda: up.services.log("client-01").count("Receiving: train") == before + 2, "round 2"
     )
     up.kill_node(1)
-    assert not up.services.members("client-01")
+    assert not up.services.pids("client-01")
     up.start_node(1)
     up.wait_for_node(1)
     last = finish().table("rounds").iloc[-1]
@@ -171,7 +172,7 @@ def test_the_server_is_killed_and_goes_on_from_its_checkpoint(settings, up):
     finish = in_background(own)
     wait_for(lambda: (folder / "checkpoint" / "round-000002").exists(), "round 2's checkpoint")
     up.services.kill("superlink")
-    assert not up.services.members("superlink")
+    assert not up.services.pids("superlink")
     with pytest.raises((RoundError, InputError)):
         finish()
     assert not (folder / "model.safetensors").exists()

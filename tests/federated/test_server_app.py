@@ -58,7 +58,8 @@ def grid_of(monkeypatch, settings, pool, replies, preaggregate):
     names = type("Names", (), {"clients": [*replies]})
     monkeypatch.setattr(client_app, "load_federation", lambda settings: names)
     counts = [count for _, count in replies.values()]
-    return cohort.CohortGrid(settings, [*replies], counts, pool=pool, preaggregate=preaggregate)
+    trainer = cohort_trainer.Trainer(settings, [*replies], counts, pool=pool)
+    return cohort.CohortGrid(trainer, preaggregate=preaggregate)
 
 
 def one_round(made, grid, number=1, **weights):
@@ -87,7 +88,7 @@ def test_a_client_that_fails_is_named_and_counted(monkeypatch, tiny, pool, preag
     made = strategy(min_replies=0.6)
     averaged, _ = one_round(made, grid, w=[0.0])
     assert averaged["w"].numpy() == pytest.approx(2)  # as if bruno were not there
-    assert (made.asked, made.replied) == (3, 2)
+    assert (made.clients_asked, made.clients_replied) == (3, 2)
     none = grid_of(monkeypatch, tiny, pool, {"a": (None, 1), "b": (None, 1)}, preaggregate)
     with pytest.raises(RoundError, match="0 of 2"):
         one_round(strategy(min_replies=0.01), none, w=[0.0])
@@ -101,7 +102,10 @@ def test_one_mean_equals_all_replies(tiny, federation, pool, precision):
     settings = dataclasses.replace(tiny, precision=precision)
     counts = examples_of(federation)
     grids = {
-        way: cohort.CohortGrid(settings, federation.clients, counts, pool=pool, preaggregate=way)
+        way: cohort.CohortGrid(
+            cohort_trainer.Trainer(settings, federation.clients, counts, pool=pool),
+            preaggregate=way,
+        )
         for way in (True, False)
     }
     model = new_model(settings, len(federation.classes))
@@ -215,7 +219,7 @@ def test_a_pooled_run_is_plain_training_on_all_clips(tiny, pool, precision):
 
 
 def test_a_complete_run_is_found_not_trained_again(nature, tiny, monkeypatch):
-    monkeypatch.setattr(server_app, "serve", None)
+    monkeypatch.setattr(server_app, "run_rounds", None)
     assert server_app.train(tiny).id == nature[0].id
 
 
@@ -247,13 +251,13 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny, tmp_path, monkeypatch, c
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    kept = server_app._Log.evaluate
+    kept = server_app._Recorder.add
     monkeypatch.setattr(
-        server_app._Log, "evaluate", lambda log, n, *rest: stop() if n == 3 else kept(log, n, *rest)
+        server_app._Recorder, "add", lambda log, n, *rest: stop() if n == 3 else kept(log, n, *rest)
     )
     with pytest.raises(KeyboardInterrupt):
         server_app.train(settings)
-    monkeypatch.setattr(server_app._Log, "evaluate", kept)
+    monkeypatch.setattr(server_app._Recorder, "add", kept)
     started = []
 
     def recorded(settings, client, clips, weights, number, *others, **options):

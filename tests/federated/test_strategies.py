@@ -10,7 +10,8 @@ from flwr.serverapp import strategy as flowers
 
 from fedser_utils.core import devices, runs
 from fedser_utils.core.errors import InputError
-from fedser_utils.core.settings import STRATEGIES, load_settings
+from fedser_utils.core.presets import load_settings
+from fedser_utils.core.settings import STRATEGIES
 from fedser_utils.federated import client_app, server_app, strategies
 from fedser_utils.federated.grids import cohort, cohort_trainer
 from fedser_utils.federated.strategies import RoundError, make_strategy
@@ -48,9 +49,8 @@ def grid(monkeypatch, tiny, pool):
 
     def make(preaggregate, n=7):
         settings = dataclasses.replace(tiny, client_state="reset")
-        return cohort.CohortGrid(
-            settings, [*VALUES][:n], [1] * n, pool=pool, preaggregate=preaggregate
-        )
+        trainer = cohort_trainer.Trainer(settings, [*VALUES][:n], [1] * n, pool=pool)
+        return cohort.CohortGrid(trainer, preaggregate=preaggregate)
 
     return make
 

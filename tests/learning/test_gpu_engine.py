@@ -34,12 +34,12 @@ def job(model, n, *, attack=True, epochs=2, optimiser=None):
     x = torch.randn(n, 1, 64, 64, generator=generator(n)).to(device)
     y = (torch.arange(n) % 3).to(device)
     given = {"epochs": epochs, "batch_size": 8}
-    plan = local_training.make_schedule(n, attack=attack, generator=generator(n), **given)
+    schedule = local_training.make_schedule(n, attack=attack, generator=generator(n), **given)
     moved = x.clone()
-    moved[plan.attacked.to(device)] += 0.5
+    moved[schedule.attacked.to(device)] += 0.5
     given |= {"attack": (lambda model, x, y: x + 0.5) if attack else None}
     given |= {"generator": generator(n), "optimiser": optimiser}
-    return Job(moved, y, plan, optimiser), (x, y, given)
+    return Job(moved, y, schedule, optimiser), (x, y, given)
 
 
 def weights_of(model):
@@ -76,22 +76,22 @@ def close(one, other, tolerance):
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_a_step_is_the_same(model, attack, lanes):
     """One step for each client: with more, rounding grows. One clip, fewer than a batch, a full
-    batch; two rounds with kept optimisers on one engine."""
+    batch; two rounds with stored optimisers on one engine."""
     jobs, clips = zip(*(job(model, n, attack=attack, epochs=1) for n in (1, 2, 5, 8)), strict=True)
-    made = Engine(model, RECIPE, clients=4, lanes=lanes)
+    engine = Engine(model, RECIPE, clients=4, lanes=lanes)
     weights = weights_of(model)
     before = one_by_one(model, clips)
-    for found, expected in zip(made.fit(jobs, weights, **RATE), before, strict=True):
-        close(found, expected, rounding(model, 1e-4))
-    kept = [b.optimiser for b in before]
+    for result, expected in zip(engine.fit(jobs, weights, **RATE), before, strict=True):
+        close(result, expected, rounding(model, 1e-4))
+    states = [b.optimiser for b in before]
     jobs, clips = zip(
         *(job(model, n, attack=attack, epochs=1, optimiser=o)
-          for n, o in zip((1, 2, 5, 8), kept, strict=True)), strict=True,
+          for n, o in zip((1, 2, 5, 8), states, strict=True)), strict=True,
     )  # fmt: skip
-    for found, expected in zip(
-        made.fit(jobs, weights, **RATE), one_by_one(model, clips), strict=True
+    for result, expected in zip(
+        engine.fit(jobs, weights, **RATE), one_by_one(model, clips), strict=True
     ):
-        close(found, expected, rounding(model, 1e-4))
+        close(result, expected, rounding(model, 1e-4))
 
 
 @pytest.mark.parametrize(("bf16", "unit"), [(False, 1e-4), (True, 2**-8)], ids=["fp32", "bf16"])
@@ -100,13 +100,13 @@ def test_the_gradient_of_a_step_is_the_same(model, bf16, unit):
     its unit roundoff; of fp32 what TF32 and other algorithms may make of it."""
     mine, clips = job(model, 7, epochs=1)
     recipe = RECIPE._replace(bf16=bf16)
-    (found,) = Engine(model, recipe, clients=1).fit([mine], weights_of(model), **RATE)
+    (result,) = Engine(model, recipe, clients=1).fit([mine], weights_of(model), **RATE)
     (expected,) = one_by_one(model, [clips], bf16=bf16)
     moments = [name for name in expected.optimiser if name.startswith("exp_avg/")]
     assert len(moments) == len(list(model.parameters()))
     for name in moments:
         gradient = expected.optimiser[name]
-        assert (found.optimiser[name] - gradient).norm() <= unit * gradient.norm()
+        assert (result.optimiser[name] - gradient).norm() <= unit * gradient.norm()
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4])
@@ -114,55 +114,55 @@ def test_the_number_of_lanes_changes_nothing(model, lanes):
     """Clients of all sizes, odd last batches, two epochs."""
     jobs = [job(model, n)[0] for n in (1, 3, 9, 17, 30)]
     weights = weights_of(model)
-    found = Engine(model, RECIPE, clients=5, lanes=lanes).fit(jobs, weights, **RATE)
+    result = Engine(model, RECIPE, clients=5, lanes=lanes).fit(jobs, weights, **RATE)
     expected = Engine(model, RECIPE, clients=5, lanes=1).fit(jobs, weights, **RATE)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(result, expected, strict=True):
         close(one, other, rounding(model, 1e-6))
 
 
 def test_the_proximal_term_pulls_to_the_rounds_weights(model):
     mine, clips = job(model, 12)
-    made = Engine(model, RECIPE._replace(proximal_mu=10.0), clients=1)
-    (found,) = made.fit([mine], weights_of(model), **RATE)
-    close(found, one_by_one(model, [clips], proximal_mu=10.0)[0], rounding(model, 1e-3))
+    engine = Engine(model, RECIPE._replace(proximal_mu=10.0), clients=1)
+    (result,) = engine.fit([mine], weights_of(model), **RATE)
+    close(result, one_by_one(model, [clips], proximal_mu=10.0)[0], rounding(model, 1e-3))
 
 
 def test_nothing_that_comes_in_is_changed(model):
     mine, _ = job(model, 9)
     weights = weights_of(model)
-    made = Engine(model, RECIPE, clients=1)
-    (first,) = made.fit([mine], weights, **RATE)
+    engine = Engine(model, RECIPE, clients=1)
+    (first,) = engine.fit([mine], weights, **RATE)
     again = mine._replace(optimiser=first.optimiser)
-    kept = {k: v.clone() for k, v in (weights | first.optimiser | first.weights).items()}
+    copies = {k: v.clone() for k, v in (weights | first.optimiser | first.weights).items()}
     clips = mine.x.clone()
-    made.fit([again], weights, **RATE)
+    engine.fit([again], weights, **RATE)
     assert torch.equal(mine.x, clips)
     now = weights | first.optimiser | first.weights
-    assert all(torch.equal(now[k], v) for k, v in kept.items())
+    assert all(torch.equal(now[k], v) for k, v in copies.items())
 
 
 def test_out_of_memory_costs_lanes_and_is_said(model, monkeypatch, caplog):
     jobs = [job(model, n)[0] for n in (9, 4, 6)]
     expected = Engine(model, RECIPE, clients=3, lanes=1).fit(jobs, weights_of(model), **RATE)
-    made = Engine(model, RECIPE, clients=3, lanes=4)
-    step = gpu_engine._Lane.step
+    engine = Engine(model, RECIPE, clients=3, lanes=4)
+    step = gpu_engine.Lane.step
 
     def too_much(lane, *arguments):
-        if len(made.lanes) > 1 and lane is made.lanes[1]:
+        if len(engine.lanes) > 1 and lane is engine.lanes[1]:
             raise torch.OutOfMemoryError("planted")
         step(lane, *arguments)
 
-    monkeypatch.setattr(gpu_engine._Lane, "step", too_much)
-    found = made.fit(jobs, weights_of(model), **RATE)
-    assert len(made.lanes) == 1
+    monkeypatch.setattr(gpu_engine.Lane, "step", too_much)
+    result = engine.fit(jobs, weights_of(model), **RATE)
+    assert len(engine.lanes) == 1
     assert "going on with 1 clients side by side" in caplog.text
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(result, expected, strict=True):
         close(one, other, rounding(model, 1e-6))
     monkeypatch.setattr(
-        gpu_engine._Lane, "step", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError)
+        gpu_engine.Lane, "step", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError)
     )
     with pytest.raises(torch.OutOfMemoryError):
-        made.fit(jobs, weights_of(model), **RATE)
+        engine.fit(jobs, weights_of(model), **RATE)
 
 
 GB = 1e9

@@ -53,21 +53,21 @@ def test_batches_hold_both_halves_and_every_clip_once(n):
 def test_small_and_odd_clients_train(model, n):
     x, y = clips(n)
     weights = weights_of(model)
-    found = update(model, weights, x, y, attack=lambda m, x, y: x + 0.1)
-    assert found.weights.keys() == weights.keys()
-    assert all(torch.isfinite(v).all() for v in found.weights.values())
-    assert not torch.equal(found.weights["classifier.2.bias"], weights["classifier.2.bias"])
+    result = update(model, weights, x, y, attack=lambda m, x, y: x + 0.1)
+    assert result.weights.keys() == weights.keys()
+    assert all(torch.isfinite(v).all() for v in result.weights.values())
+    assert not torch.equal(result.weights["classifier.2.bias"], weights["classifier.2.bias"])
 
 
 def test_nothing_that_comes_in_is_changed(model):
     x, y = clips(10)
     weights = weights_of(model)
     first = update(model, weights, x, y)
-    kept = {k: v.clone() for k, v in (weights | first.optimiser).items()}
+    copies = {k: v.clone() for k, v in (weights | first.optimiser).items()}
     image = x.clone()
     update(model, weights, x, y, optimiser=first.optimiser, attack=lambda m, x, y: x + 1)
     assert torch.equal(x, image)
-    assert all(torch.equal(v, kept[k]) for k, v in (weights | first.optimiser).items())
+    assert all(torch.equal(v, copies[k]) for k, v in (weights | first.optimiser).items())
 
 
 def test_same_generator_same_weights(model):
@@ -99,12 +99,12 @@ def test_a_random_half_is_attacked_with_the_received_model(model):
     assert torch.equal(y[which], labels)
 
 
-def test_a_kept_optimiser_goes_on_where_it_stopped(model):
-    """Two rounds of one batch with a kept state are two steps of one Adam."""
+def test_a_stored_optimiser_goes_on_where_it_stopped(model):
+    """Two rounds of one batch with a stored state are two steps of one Adam."""
     x, y = clips(4)
     weights = weights_of(model)
     first = update(model, weights, x, y, generator=generator(1))
-    kept = update(model, first.weights, x, y, generator=generator(2), optimiser=first.optimiser)
+    resumed = update(model, first.weights, x, y, generator=generator(2), optimiser=first.optimiser)
     reset = update(model, first.weights, x, y, generator=generator(2))
 
     vgg.load_arrays(model, weights).train()
@@ -115,7 +115,7 @@ def test_a_kept_optimiser_goes_on_where_it_stopped(model):
         adam.step()
     expected = vgg.state_arrays(model)
     for name, value in expected.items():
-        torch.testing.assert_close(kept.weights[name], value, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(resumed.weights[name], value, rtol=1e-3, atol=2e-5)
     apart = reset.weights["classifier.0.weight"] - expected["classifier.0.weight"]
     assert apart.abs().max() > 1e-4
 

@@ -77,13 +77,15 @@ def test_gradients_in_bf16_attack_as_well(name, device, trained):
     x, y = x[:n], y[:n]
     strength = SimpleNamespace(epsilon=0.05, step_size=0.01, steps=5, overshoot=0.02)
     attack = attacks.make_attack(strength, name)
-    clean, *said = (
-        attacks.predictions(model, evaluation.in_batches(partial(attack, aim), x, y) if aim else x)
-        for aim in (None, vgg.fold_batch_norm(model), vgg.Bf16GradientModel(model))
+    clean, *predicted = (
+        attacks.predictions(
+            model, evaluation.in_batches(partial(attack, target_model), x, y) if target_model else x
+        )
+        for target_model in (None, vgg.fold_batch_norm(model), vgg.Bf16GradientModel(model))
     )
     model.to("cpu")
-    before, plain, quick = (metrics.uar(y.cpu(), each.cpu()) for each in (clean, *said))
-    fates = [each == y for each in said]
+    before, plain, quick = (metrics.uar(y.cpu(), y_pred.cpu()) for y_pred in (clean, *predicted))
+    fates = [y_pred == y for y_pred in predicted]
     chance = 2 * 100 * (fates[0] != fates[1]).sum().item() ** 0.5 / n
     assert plain < before
     assert abs(plain - quick) <= max(0.3, chance)
@@ -93,13 +95,13 @@ def test_gradients_in_bf16_attack_as_well(name, device, trained):
 def test_decisions_stay_in_fp32_and_gradients_point_the_same_way(trained):
     """In bf16 the gradient turns away from the exact one by little more than the exact gradient of
     weights and clips rounded to bf16 does: rounding what is computed in between, too, at most
-    doubles the angle (seen: 0.99 to 1.15 times, with AVX2 and with AMX)."""
+    doubles the angle (measured: 0.99 to 1.15 times, with AVX2 and with AMX)."""
     model, x, y = trained[0], trained[1][:8], trained[2][:8]
     exact, quick = vgg.fold_batch_norm(model), vgg.Bf16GradientModel(model)
     assert torch.equal(exact(x), quick(x))
 
-    def slopes(aim, x):
-        return attacks.target.gradient(aim, x, y, loss="ce", eot=1).flatten(1).double()
+    def slopes(target_model, x):
+        return attacks.target.gradient(target_model, x, y, loss="ce", eot=1).flatten(1).double()
 
     def angle(one, other):
         return torch.cosine_similarity(one, other).clamp(max=1).acos()
@@ -114,7 +116,7 @@ def test_a_quick_copy_of_another_model(trained):
     model, x, _ = trained
     other = vgg.build(7, width=1 / 16, generator=torch.Generator().manual_seed(1)).eval()
     quick, expected = vgg.Bf16GradientModel(other), vgg.Bf16GradientModel(model)
-    quick.take(model)
+    quick.copy_from(model)
     assert torch.equal(quick(x[:3]), expected(x[:3]))
     one, two = x[:3].clone().requires_grad_(), x[:3].clone().requires_grad_()
     assert torch.equal(quick(one), expected(two))
@@ -129,8 +131,11 @@ def test_compiled_gives_the_same(device, trained):
         "fgsm": {"epsilon": 0.05},
         "deepfool": {"steps": 2, "overshoot": 0.02},
     }.items():
-        one, other = (attacks.ATTACKS[name](aim, x, y, **settings) for aim in (plain, compiled))
-        lengths = [(moved - x).flatten(1).norm(dim=1) for moved in (one, other)]
+        one, other = (
+            attacks.ATTACKS[name](target_model, x, y, **settings)
+            for target_model in (plain, compiled)
+        )
+        lengths = [(x_adv - x).flatten(1).norm(dim=1) for x_adv in (one, other)]
         torch.testing.assert_close(*lengths, rtol=0.05, atol=0.05)
         assert (attacks.predictions(model, one) == attacks.predictions(model, other)).all()
     assert torch.isfinite(compiled(x[:1])).all()

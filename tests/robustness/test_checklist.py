@@ -1,4 +1,4 @@
-"""The checklist and the honest table, on evidence made by hand and on a real model's."""
+"""The checklist and the claim table, on evidence made by hand and on a real model's."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,8 +13,8 @@ from fedser_utils.core.seeding import generator
 from fedser_utils.learning import vgg
 from fedser_utils.robustness import adaptive_attacks, checklist
 from fedser_utils.robustness.defended_model import eot_pgd
+from fedser_utils.robustness.evidence import claim_table
 from fedser_utils.robustness.randomisation import Randomise
-from fedser_utils.robustness.verdict import verdict
 
 EPSILON = 0.05
 
@@ -139,7 +139,7 @@ def test_each_item_can_fail(item, test, replacement):
     if item in (7, 8, 9):
         same &= rows["value"] == first["value"]
     rows = pd.concat([rows[~same], replacement], ignore_index=True)
-    found = checklist.ITEMS[item - 1].find(rows, EPSILON)
+    found = checklist.ITEMS[item - 1].check(rows, EPSILON)
     assert not found.passed, found.ran
 
 
@@ -160,13 +160,13 @@ def test_clips_that_other_attacks_find_fail():
     assert found.loc[13, "number"] == 0
 
 
-def test_the_verdict_by_hand():
+def test_the_claim_table_by_hand():
     rows = pd.concat([passing().query("run == 'r'"), evidence("strongest", 6, attack="l2")])
     deepfool = [
         evidence("claimed", 8, attack="deepfool"),
         evidence("claimed", 0, attack="deepfool", draws=1, defended=False),
     ]
-    found = verdict(pd.concat([rows, *deepfool])).set_index("attack")
+    found = claim_table(pd.concat([rows, *deepfool])).set_index("attack")
     assert found["budget"].to_dict() == {"pgd": "linf", "deepfool": "l2"}
     assert found.loc["pgd", ["undefended", "claimed", "adaptive", "difference"]].tolist() == [
         20, 80, 20, -60,
@@ -179,15 +179,15 @@ def test_the_verdict_by_hand():
 
 
 @pytest.fixture(scope="module")
-def real(on_trial):
+def real(defended):
     """Every test on a real model, with as little work as possible."""
     strength = SimpleNamespace(epsilon=EPSILON, step_size=0.02, steps=3, overshoot=0.02)
     three = {n: attacks.make_attack(strength, n) for n in attacks.ATTACKS}
     rows = adaptive_attacks.core_evidence(
-        on_trial, three, epsilon=EPSILON, eot=[1, 2], gradients=12, steps=10, epsilons=[0.05, 2.0]
+        defended, three, epsilon=EPSILON, eot=[1, 2], gradients=12, steps=10, epsilons=[0.05, 2.0]
     )
     more = adaptive_attacks.checklist_evidence(
-        on_trial.subset(torch.arange(7)), {"itself": on_trial.target_model},
+        defended.subset(torch.arange(7)), {"itself": defended.target_model},
         epsilon=EPSILON, steps=3, iterations=[1, 3], restarts=2, few=2, queries=8,
     )  # fmt: skip
     return rows, more
@@ -210,16 +210,18 @@ def test_the_adaptive_attacker_keeps_its_budget_and_beats_the_claim(real):
     far = rows[(rows["test"] == "claimed") & (rows["attack"] == "deepfool")].groupby("clip")["l2"]
     near = rows[(rows["test"] == "strongest") & (rows["attack"] == "l2")].groupby("clip")["l2"]
     assert (near.max() <= far.max() * 1.001 + 1e-6).all()
-    table = verdict(rows)
+    table = claim_table(rows)
     assert (table["adaptive"] <= table["claimed"] + 10).all()  # 4 draws of 14 clips: 1.8 each
 
 
-def test_a_frozen_draw_is_no_defence(on_trial):
+def test_a_frozen_draw_is_no_defence(defended):
     weak = vgg.WeakModel(7, cells=4, generator=generator(0, "planted"))
-    target = replace(on_trial, plain=weak, target_model=weak, randomise=Randomise(mode="nearest"))
+    target = replace(defended, plain=weak, target_model=weak, randomise=Randomise(mode="nearest"))
     draw = target.randomise.draw(14, generator(target.seed, "frozen"))
     before = attacks.predictions(weak, target.randomise(target.x, draw))
-    rows = adaptive_attacks.frozen(replace(target, y=before), eot_pgd(steps=10), epsilon=EPSILON)
+    rows = adaptive_attacks.frozen_draw(
+        replace(target, y=before), eot_pgd(steps=10), epsilon=EPSILON
+    )
     drawn = rows[rows["defended"]]
     assert len(drawn) == 14
     assert (drawn["y_pred"].to_numpy() != np.array(target.classes)[before]).all()
@@ -227,9 +229,9 @@ def test_a_frozen_draw_is_no_defence(on_trial):
 
 
 @pytest.mark.long
-def test_the_verdict_can_be_recomputed_from_the_evidence_alone(real):
+def test_the_claim_table_can_be_recomputed_from_the_evidence_alone(real):
     rows, _ = real
-    table = verdict(rows).set_index("attack")
+    table = claim_table(rows).set_index("attack")
     for attack, test, name in (("pgd", "claimed", "claimed"), ("linf", "strongest", "adaptive")):
         own = rows[(rows["test"] == test) & (rows["attack"] == attack) & rows["defended"]]
         recalls = (own["y_true"] == own["y_pred"]).groupby(own["y_true"]).mean()

@@ -1,4 +1,4 @@
-"""Certificates by hand, and held to against an attacker."""
+"""Certificates by hand, and against an attacker."""
 
 import numpy as np
 import pandas as pd
@@ -50,8 +50,8 @@ def test_no_attack_changes_a_certain_decision_within_its_radius(trained):
     rows = smoothing.certify(model, x, **options)
     radius = torch.tensor(rows["radius"].tolist())
     assert (radius > 0).any()
-    moved = attacks.pgd(model, x, epsilon=0.9 * radius, step_size=0.3 * radius, steps=5, norm="l2")
-    votes = smoothing.votes(model, moved, sigma=SIGMA, samples=60, seed=1, stream="judge")
+    x_adv = attacks.pgd(model, x, epsilon=0.9 * radius, step_size=0.3 * radius, steps=5, norm="l2")
+    votes = smoothing.votes(model, x_adv, sigma=SIGMA, samples=60, seed=1, stream="judge")
     sure = rows["radius"].to_numpy() > 0
     assert (votes.argmax(1) == rows["y_pred"])[sure].all()
 

@@ -3,19 +3,23 @@ import io
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 from traitlets import TraitError
 
+from fedser_utils import workbook
 from fedser_utils.analysis import confusion_data, metrics, tables
 from fedser_utils.analysis.confusion_data import Decisions, Setting
 from fedser_utils.core import runs
 from fedser_utils.core.errors import InputError
 from fedser_utils.core.front_end import MACHINES, SPEECH, FrontEnd
-from fedser_utils.workbook import clip_media, confusion_explorer, confusion_plot, controls
+from fedser_utils.workbook import canvas, clip_media, confusion_explorer, confusion_plot, display
+from fedser_utils.workbook.controls import SettingControls
 
 WIDE = FrontEnd(sample_rate=96_000, window=4096, hop=2048, bands=80, highest=20_000.0)
 CLASSES = ["guilt", "fear", "anger"]
@@ -39,6 +43,10 @@ RIGHT = ["guilt", "guilt", "guilt", "fear", "fear", "anger"]
 SAID = ["guilt", "fear", "fear", "anger", "fear", "guilt"]  # nature's in the end
 
 
+def recordings(sound=lambda clip: b"x", picture=lambda clip: b"x"):
+    return SimpleNamespace(sound=sound, picture=picture)
+
+
 @pytest.fixture
 def predictions():
     """Nature under no attack, FGSM and PGD, and a model trained with PGD; rounds 2 and 4."""
@@ -56,6 +64,16 @@ def texts(explorer):
     """The matrix's numbers as shown."""
     each = [button.description for button in explorer.cells.values()]
     return [each[i : i + 3] for i in range(0, 9, 3)]
+
+
+def painted(axes):
+    """The colours of a matrix in a picture."""
+    return [mpl.colors.to_hex(colour) for colour in axes.collections[0].get_facecolors()]
+
+
+def buttons(explorer):
+    """The colours of the matrix of buttons."""
+    return [button.style.button_color for button in explorer.cells.values()]
 
 
 def flat(explorer):
@@ -98,7 +116,7 @@ def test_a_difference_has_signs_and_colours_of_both_sides(predictions):
 def test_every_number_can_be_read():
     values = np.linspace(-100, 100, 41)[None]
     for signed in (False, True):
-        for back, front in confusion_plot._colours(values, signed=signed)[0]:
+        for back, front in confusion_plot.button_colours(values, signed=signed)[0]:
             rgb = np.array([int(back[i : i + 2], 16) for i in (1, 3, 5)]) / 255
             linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
             light = linear @ (0.2126, 0.7152, 0.0722) + 0.05
@@ -140,7 +158,9 @@ def test_where_there_is_no_interval_it_says_so(predictions):
     apart = predictions.assign(seed=predictions["seed"].where(~other, 7))
     with pytest.raises(ValueError, match=r"no seed in common: \[0\] and \[7\]"):
         Decisions(apart).gain(NATURE, TRAINED)
-    assert "no seed in common" in confusion_explorer.said(Decisions(apart), [NATURE, TRAINED])
+    assert "no seed in common" in confusion_explorer.summary_html(
+        Decisions(apart), [NATURE, TRAINED]
+    )
     with pytest.raises(ValueError, match="no decisions"):
         Decisions(predictions.iloc[:0])
 
@@ -152,12 +172,14 @@ def test_words_follow_the_labels(predictions):
         (predictions.replace(machines), "class", "client"),
     ):
         found = Decisions(rows)
-        alone, both = (confusion_explorer.said(found, own) for own in ([NATURE], [NATURE, TRAINED]))
+        alone, both = (
+            confusion_explorer.summary_html(found, own) for own in ([NATURE], [NATURE, TRAINED])
+        )
         assert f"clips of a true {label} were given" in alone
         assert f"over 2 {client}s)" in alone
         assert f"the same {client}s drawn" in both
         (axes,) = confusion_plot.figure([("one", [found.counts(NATURE)])]).axes
-        assert axes.get_ylabel() == f"true {label}"
+        assert axes.get_ylabel() == f"True {label}"
         assert axes.figure.get_supxlabel().startswith(f"percent of a true {label}'s clips")
 
 
@@ -185,14 +207,14 @@ def test_only_what_exists_can_be_chosen(predictions):
 
 def test_all_settings_can_be_reached(predictions):
     settings = Decisions(predictions).settings
-    told = []
-    choice = controls.Choice(settings, settings[0], changed=lambda: told.append(1), name="(a)")
+    calls = []
+    choice = SettingControls(settings, settings[0], changed=lambda: calls.append(1), name="(a)")
     for setting in settings:
         for control, value in zip(choice.controls, setting, strict=True):
             control.value = value
         assert choice.setting == setting
-        assert len(told) <= 4  # once for each that changed
-        told.clear()
+        assert len(calls) <= 4  # once for each that changed
+        calls.clear()
 
 
 def test_changes_are_made_in_place(predictions):
@@ -217,21 +239,21 @@ def test_changes_are_made_in_place(predictions):
 
 
 def test_a_click_lists_the_cells_clips(predictions):
-    wav, asked = b"RIFF-not-really", []
+    wav, opened = b"RIFF-not-really", []
     explorer = confusion_explorer.ConfusionExplorer(
-        predictions, sound=lambda clip: asked.append(clip) or wav, picture=lambda clip: b"PNG"
+        predictions, recordings(sound=lambda clip: opened.append(clip) or wav)
     )
     assert "Press a cell" in explorer.clips.value
     explorer.cells["guilt", "fear"].click()
-    assert asked == ["DEMOS/c1.wav", "DEMOS/c2.wav"]
+    assert opened == ["DEMOS/c1.wav", "DEMOS/c2.wav"]
     shown = explorer.clips.value
-    assert re.findall(r"<b>(.*?)</b>", shown) == ["guilt taken for fear", *asked]
+    assert re.findall(r"<b>(.*?)</b>", shown) == ["guilt taken for fear", *opened]
     assert shown.count("data:audio/wav;base64," + base64.b64encode(wav).decode()) == 2
     assert shown.count("data:image/png;base64,") == 2
     assert "speaker B" in shown
     assert "2 clips." in shown
     assert clip_media.NOTE in shown
-    assert explorer.chosen is explorer.cells["guilt", "fear"]
+    assert explorer.selected is explorer.cells["guilt", "fear"]
     explorer.cells["anger", "fear"].click()
     assert "anger taken for fear" in explorer.clips.value
     assert "no clip." in explorer.clips.value
@@ -239,7 +261,7 @@ def test_a_click_lists_the_cells_clips(predictions):
     assert marked == [("anger", "fear")]
     explorer.first.round.value = 2  # the list would be of another round
     assert "Press a cell" in explorer.clips.value
-    assert explorer.chosen is None
+    assert explorer.selected is None
 
 
 def test_a_click_on_a_difference_says_where_each_clip_is(predictions):
@@ -248,7 +270,7 @@ def test_a_click_on_a_difference_says_where_each_clip_is(predictions):
     explorer.cells["guilt", "guilt"].click()
     shown = re.findall(r"c(\d).wav</b><br>speaker ., (.*?)<", explorer.clips.value)
     assert shown == [("0", "in (a) and (b)"), ("1", "only in (b)"), ("2", "only in (b)")]
-    assert "The recording is not at hand." in explorer.clips.value
+    assert "The recording is not on this machine." in explorer.clips.value
 
 
 def test_many_clips_are_cut_and_names_are_text(predictions):
@@ -257,9 +279,7 @@ def test_many_clips_are_cut_and_names_are_text(predictions):
     many = pd.concat(
         [nasty.assign(clip=f"{i}" + nasty["clip"]) for i in range(4)], ignore_index=True
     ).replace({"y_pred": {"fear": "fe<ar"}, "y_true": {"fear": "fe<ar"}, "model": {"pgd": "p<gd"}})
-    explorer = confusion_explorer.ConfusionExplorer(
-        many, sound=lambda clip: b"x", picture=lambda clip: b"x"
-    )
+    explorer = confusion_explorer.ConfusionExplorer(many, recordings())
     explorer.cells["guilt", "guilt"].click()
     explorer.first.round.value = 2
     explorer.cells["guilt", "guilt"].click()
@@ -277,34 +297,47 @@ def test_many_clips_are_cut_and_names_are_text(predictions):
 
 def test_clips_that_were_only_counted_stay_at_their_owners(predictions):
     far = predictions.assign(clip="client-" + predictions["speaker"] + "#" + predictions["clip"])
-    asked = []
-    explorer = confusion_explorer.ConfusionExplorer(far, sound=asked.append, picture=asked.append)
+    opened = []
+    explorer = confusion_explorer.ConfusionExplorer(far, recordings(opened.append, opened.append))
     for _ in range(2):
         explorer.cells["guilt", "fear"].click()
-        assert "The recordings are at their owners" in explorer.clips.value
+        assert "The recordings stay with the clients" in explorer.clips.value
         assert "<li>A: 1</li><li>B: 1</li>" in explorer.clips.value
         assert "#" not in explorer.clips.value
         explorer.compare.value = True  # no clip of (a) is known to be one of (b)
-    assert asked == []
+    assert opened == []
 
 
 def test_the_twin_shows_the_widgets_numbers(predictions):
-    find = {"sound": lambda clip: b"x", "picture": lambda clip: b"x"}
-    explorer = confusion_explorer.ConfusionExplorer(predictions, **find)
-    picture, line, clips = confusion_explorer.twin(predictions, **find)
+    explorer = confusion_explorer.ConfusionExplorer(predictions, recordings())
+    picture, line, clips = confusion_explorer.twin(predictions, recordings())
     panels = [[text.get_text() for text in axes.texts] for axes in picture.axes]
     assert [text.split("\n")[0] for text in panels[0]] == [
         text.removesuffix(" %") for text in flat(explorer)
     ]
+    assert painted(picture.axes[0]) == buttons(explorer)
     explorer.unit.value = "counts"
+    assert painted(picture.axes[0]) == buttons(explorer)
     assert [text.split("(")[1][:-1] for text in panels[0]] == flat(explorer)
     explorer.unit.value, explorer.compare.value = "percent", True
     assert panels[2] == flat(explorer)
+    assert painted(picture.axes[2]) == buttons(explorer)
     assert line.data == explorer.line.value
     assert clips.data.count("<audio") == 2
     explorer.compare.value = False
     explorer.cells["guilt", "fear"].click()
     assert clips.data == explorer.clips.value
+
+
+def test_one_call_shows_the_explorer_or_its_twin(tmp_path, predictions, monkeypatch):
+    run, shown = runs.Run(tmp_path / "demo-nature-s0", {"settings": {"speakers": 8}}), []
+    monkeypatch.setattr(display, "display", lambda *parts: shown.extend(parts))
+    results = SimpleNamespace(runs=[run], predictions=predictions)
+    for choice, kinds in (("0", ["Figure", "HTML", "HTML"]), ("1", ["ConfusionExplorer"])):
+        monkeypatch.setenv("FEDSER_WIDGETS", choice)
+        workbook.explore_confusions(results, corpus="synthetic")
+        assert [type(part).__name__ for part in shown] == kinds
+        shown.clear()
 
 
 def test_the_twin_of_one_model(predictions):
@@ -323,27 +356,27 @@ def test_recordings_are_found_heard_and_seen(tmp_path):
     soundfile.write(folder / "DEMOS" / "tone.wav", np.stack([wave, wave], 1), 22_050)
     made = {"runtime": "cohort", "speakers": 8, "clips": 280}  # as before there were front ends
     run = runs.Run(tmp_path / "demo-nature-s0", {"settings": made})
-    found = clip_media.of(run, corpus=str(folder))
+    found = clip_media.recordings_of(run, corpus=str(folder))
     samples, rate = soundfile.read(io.BytesIO(found.sound("DEMOS/tone.wav")))
     assert (rate, samples.shape) == (16_000, (16_000,))
     assert found.picture("DEMOS/tone.wav").startswith(b"\x89PNG")
     assert found.sound("DEMOS/other.wav") is None
     assert found.picture("DEMOS/other.wav") is None
     (folder / "manifest.csv").touch()
-    assert clip_media.of(run, corpus=str(folder / "manifest.csv")).roots == {"": folder}
+    assert clip_media.recordings_of(run, corpus=str(folder / "manifest.csv")).roots == {"": folder}
     deployed = runs.Run(run.folder, {"settings": made | {"runtime": "deployment"}})
-    assert clip_media.of(deployed, corpus=str(folder)).sound("DEMOS/tone.wav") is None
+    assert clip_media.recordings_of(deployed, corpus=str(folder)).sound("DEMOS/tone.wav") is None
 
 
 @pytest.mark.parametrize("corpus", ["synthetic", "machines"])
 def test_recordings_of_an_embedded_corpus(tmp_path, corpus):
     run = runs.Run(tmp_path / "demo-nature-s0", {"settings": {"speakers": 8, "clips": 280}})
-    assert clip_media.of(run, corpus=corpus).path("a.wav") is None
-    assert clip_media.of(run, corpus=corpus).sound("a.wav") is None
+    assert clip_media.recordings_of(run, corpus=corpus).path("a.wav") is None
+    assert clip_media.recordings_of(run, corpus=corpus).sound("a.wav") is None
     folder = tmp_path / "corpora" / f"{corpus}-8x280-s0-abcd"
     folder.mkdir(parents=True)
     (tmp_path / "corpora" / f"{corpus}-8x28-s0-abcd").mkdir()
-    found = clip_media.of(run, corpus=corpus)
+    found = clip_media.recordings_of(run, corpus=corpus)
     assert found.path("DEMOS/a.wav") == folder / "DEMOS" / "a.wav"
     assert found.front == {"synthetic": SPEECH, "machines": MACHINES}[corpus]
 
@@ -357,7 +390,7 @@ def test_recordings_of_several_corpora(tmp_path):
     corpus = f"{tmp_path}/0/one, {tmp_path}/1/two,synthetic,{tmp_path}/2/two"
     slow = {"sample_rate": 4000, "highest": 2000.0, "hop": 128, "seconds": 2.0}
     run = runs.Run(tmp_path / "demo-nature-s0", {"settings": {"log_mel": "speech"} | slow})
-    found = clip_media.of(run, corpus=corpus)
+    found = clip_media.recordings_of(run, corpus=corpus)
     assert list(found.roots) == ["one", "two", "two-2"]  # the embedded one is not written
     for name, peak in (("one", 0.3), ("two", 0.15), ("two-2", 0.075)):
         samples, rate = soundfile.read(io.BytesIO(found.sound(f"{name}/deep/tone.wav")))
@@ -368,7 +401,7 @@ def test_recordings_of_several_corpora(tmp_path):
     for missing in ("two-3/deep/tone.wav", "synthetic/deep/tone.wav", "one/tone.wav", "one"):
         assert found.sound(missing) is found.picture(missing) is None
     with pytest.raises(InputError, match="'/nowhere' does not exist"):
-        clip_media.of(run, corpus="/nowhere")
+        clip_media.recordings_of(run, corpus="/nowhere")
 
 
 @pytest.mark.parametrize("front", [SPEECH, MACHINES], ids=["speech", "machines"])
@@ -384,22 +417,31 @@ def test_the_pictures_log_mel_is_the_models(front):
         np.testing.assert_allclose(drawn, seen[: len(drawn)], atol=1e-4)
     assert drawn.shape == seen.shape
     assert clip_media.log_mel(waveform[:100], front).shape == (1, front.bands)
+    assert clip_media.log_mel_png(drawn, front).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("front", "labels", "top"),
     [
-        (SPEECH, [100, 500, 1000, 2000, 4000, 8000], 64),
-        (WIDE, [100, 500, 1000, 2000, 4000, 8000, 16000], 76),
-        (FrontEnd(sample_rate=4000, bands=40, lowest=200.0, highest=1500.0), [500, 1000], 27),
+        (SPEECH, [100, 500, 1000, 2000, 4000, 8000], 63.5),
+        (MACHINES, [100, 500, 1000, 2000, 4000, 8000], 127.5),
+        (WIDE, [100, 500, 1000, 2000, 4000, 8000, 16000], 75.5),
+        (FrontEnd(sample_rate=4000, bands=40, lowest=200.0, highest=1500.0), [500, 1000], 26.8),
     ],
 )
-def test_the_pictures_axis_follows_the_front_end(front, labels, top):
+def test_the_pictures_axis_follows_the_front_end(front, labels, top, monkeypatch):
     """By hand: mel(20 kHz) = 58.57, mel(16 kHz) = 55.33, mel(1.5 kHz) = 20.90."""
-    axes = clip_media._drawing(front)[1]
+    drawn = []
+    agg = canvas.FigureCanvasAgg
+    monkeypatch.setattr(
+        canvas, "FigureCanvasAgg", lambda figure: drawn.append(figure) or agg(figure)
+    )
+    canvas.Canvas([""], front=front)
+    (axes,) = drawn[0].axes
     assert [int(text.get_text()) for text in axes.get_yticklabels()] == labels
     assert axes.get_yticks()[-1] == pytest.approx(top, abs=0.5)
-    assert clip_media.png(np.zeros((7, front.bands)), front).startswith(b"\x89PNG")
+    assert axes.get_xlim() == pytest.approx((0, front.frames * front.hop / front.sample_rate))
+    assert axes.get_ylim() == (-0.5, front.bands - 0.5)
 
 
 def test_it_works_without_torch(tmp_path, predictions):

@@ -4,18 +4,23 @@ import dataclasses
 import io
 import re
 
+import librosa
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fedser_utils import attacks
-from fedser_utils.core.front_end import MACHINES, SPEECH, FrontEnd
+from fedser_utils import attacks, workbook
+from fedser_utils.core.front_end import MACHINES, SPEECH, FrontEnd, band_of, hz_to_mel
 from fedser_utils.data import log_mel
 from fedser_utils.federated import server_app
 from fedser_utils.workbook import attack_sweep, canvas, display, perturbation_explorer
 from fedser_utils.workbook.attack_sweep import ON_SOUND, SweepSource
-from fedser_utils.workbook.perturbation_explorer import PerturbationExplorer
+from fedser_utils.workbook.perturbation_explorer import (
+    PerturbationExplorer,
+    decisions_html,
+    probabilities_html,
+)
 
 SLOW = FrontEnd(sample_rate=4000, window=512, hop=128, bands=64, highest=2000.0, seconds=2.0)
 
@@ -26,7 +31,7 @@ def runs(tiny):
 
 
 @pytest.fixture(scope="module")
-def stage(runs):
+def source(runs):
     return SweepSource(runs[0])
 
 
@@ -36,51 +41,50 @@ def explorer(runs):
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
-def test_a_scene_holds_the_attack_at_every_strength(stage, attack):
+def test_a_sweep_holds_the_attack_at_every_strength(source, attack):
     """Each strength alone gives what the batch over all of them gives."""
-    index = stage.clips.index[0]
-    scene = stage.sweep(index, attack)
-    assert len(scene.images) == 1 + len(scene.strengths) == len(scene.snr_db)
-    assert 0.05 in scene.strengths
-    for strength in scene.strengths:
-        change = (scene.images[scene.place(strength)] - scene.images[0]).abs().max()
+    index = source.clips.index[0]
+    sweep = source.sweep(index, attack)
+    assert len(sweep.x) == 1 + len(sweep.strengths) == len(sweep.snr_db)
+    assert 0.05 in sweep.strengths
+    for strength in sweep.strengths:
+        change = (sweep.x[sweep.place(strength)] - sweep.x[0]).abs().max()
         assert float(change) == pytest.approx(strength, abs=1e-4)
-    from fedser_utils.learning import vgg
-
-    x, y = stage.data.tensors(stage.data.clips.loc[[index]])
-    alone = attacks.make_attack(stage.run.settings, attack)(vgg.fold_batch_norm(stage.model), x, y)
-    share = (alone != scene.images[scene.place(0.05)]).float().mean()
+    x, y = source.data.tensors(source.data.clips.loc[[index]])
+    alone = attacks.make_attack(source.run.settings, attack)(source.target_model, x, y)
+    share = (alone != sweep.x[sweep.place(0.05)]).float().mean()
     assert share < 0.05  # signs of gradients near zero, which later steps follow
-    assert scene.snr_db[0] == float("inf")
-    assert sorted(scene.snr_db[1:], reverse=True) == scene.snr_db[1:]
+    assert sweep.snr_db[0] == float("inf")
+    assert sorted(sweep.snr_db[1:], reverse=True) == sweep.snr_db[1:]
 
 
-def test_an_attack_on_the_sound_keeps_its_ratio(stage):
+def test_an_attack_on_the_sound_keeps_its_ratio(source):
     from fedser_utils.attacks import snr_db
 
-    index = stage.clips.index[1]
-    scene = stage.sweep(index, ON_SOUND)
-    for place, ratio in enumerate(scene.strengths, 1):
-        assert float(snr_db(scene.sounds[0], scene.sounds[place])) >= ratio - 1e-2
-        heard = stage.input_transform(index)(scene.sounds[place])[0]
-        assert torch.allclose(heard, scene.images[place], atol=1e-4)
+    index = source.clips.index[1]
+    sweep = source.sweep(index, ON_SOUND)
+    for place, ratio in enumerate(sweep.strengths, 1):
+        assert float(snr_db(sweep.waveforms[0], sweep.waveforms[place])) >= ratio - 1e-2
+        heard = source.input_transform(index)(sweep.waveforms[place])[0]
+        assert torch.allclose(heard, sweep.x[place], atol=1e-4)
 
 
-def test_what_was_decided_is_the_runs(stage):
-    rows = stage.run.table("predictions")
+def test_what_was_decided_is_the_runs(source):
+    rows = source.run.table("predictions")
     last = rows[(rows["round"] == 2) & (rows["condition"] == "original")]
-    assert stage.clips["right"].sum() == (last["y_pred"] == last["y_true"]).sum()
-    assert len(stage.clips) == len(last)
+    assert source.clips["right"].sum() == (last["y_pred"] == last["y_true"]).sum()
+    assert len(source.clips) == len(last)
 
 
 def test_epsilon_moves_picture_and_bars(explorer):
     before = explorer.picture.value, explorer.decisions.value
     explorer.strength.value = 0.5
     assert explorer.picture.value != before[0]
-    shares = explorer._scene().shares[[0, explorer._place]]
-    said = perturbation_explorer.bars(*shares.tolist(), explorer._classes, explorer._truth)
-    assert explorer.decisions.value == said
-    assert not torch.equal(*shares)
+    probabilities = explorer._sweep.probabilities[[0, explorer._place]]
+    truth = explorer._source.clips["emotion"][explorer.clip.value]
+    expected = probabilities_html(*probabilities.tolist(), explorer._classes, truth)
+    assert explorer.decisions.value == expected
+    assert not torch.equal(*probabilities)
     assert "largest change 0.5" in explorer.status.value
     explorer.strength.value = 0.05
     assert (explorer.picture.value, explorer.decisions.value) == before
@@ -88,8 +92,8 @@ def test_epsilon_moves_picture_and_bars(explorer):
 
 def test_the_filters_are_called_what_they_are(explorer, monkeypatch):
     assert (explorer.speaker.description, explorer.emotion.description) == ("Speaker", "Emotion")
-    monkeypatch.setattr(perturbation_explorer.tables, "terms", lambda classes: ("class", "client"))
-    other = PerturbationExplorer([explorer._stage.run])
+    monkeypatch.setattr(perturbation_explorer.labels, "terms", lambda classes: ("class", "client"))
+    other = PerturbationExplorer([explorer._source.run])
     assert (other.speaker.description, other.emotion.description) == ("Client", "Class")
 
 
@@ -99,10 +103,10 @@ def test_filters_narrow_the_clips(explorer):
     assert 0 < len(explorer.clip.options) < everything
     assert all(": fear, " in name for name, _ in explorer.clip.options)
     explorer.right.value = "wrong"
-    assert all("said" in name for name, _ in explorer.clip.options)
+    assert all("predicted" in name for name, _ in explorer.clip.options)
     explorer.right.value = "right"
     if not explorer.clip.options:
-        assert explorer.decisions.value == "no clip is like that"
+        assert explorer.decisions.value == "no clip matches the filters"
         assert not explorer.picture.value
 
 
@@ -115,15 +119,18 @@ def test_the_defence_and_new_draws(explorer):
     right = first.count("✓")
     assert f"{right} of 30 draws are recognised" in first
     explorer.draw.click()
-    drawn = [shares for (*_, place, _), shares in explorer._drawn.items() if place]
-    assert len(drawn) == 2
-    assert not torch.equal(*drawn)
+    x, source = explorer._sweep.x[explorer._place][None], explorer._source
+    draws = [source.randomised(x, seed) for seed in (1, 2)]
+    assert not torch.equal(*draws)
+    truth = source.clips["emotion"][explorer.clip.value]
+    for strip, shares in zip((first, explorer.strip.value), draws, strict=True):
+        assert strip == decisions_html(shares.argmax(1).tolist(), source.data.classes, truth)
     explorer.defence.value = False
     assert not explorer.strip.value
 
 
 def test_every_attack_can_be_chosen(explorer):
-    for name in attack_sweep.names():
+    for name in attack_sweep.ATTACKS:
         explorer.attack.value = name
         assert "ms)" in explorer.status.value, explorer.status.value
         assert explorer.strength.disabled == (name == "deepfool")
@@ -168,41 +175,30 @@ def test_the_twin_shows_the_same(runs, monkeypatch, capsys):
     monkeypatch.setattr(display, "display", lambda *each: shown.extend(each))
     for choice, kinds in (("0", ["Image", "HTML"]), ("1", ["PerturbationExplorer"])):
         monkeypatch.setenv("FEDSER_WIDGETS", choice)
-        perturbation_explorer.show(runs[:1])
+        workbook.explore_perturbations(runs[:1])
         assert [type(each).__name__ for each in shown] == kinds
         shown.clear()
 
 
+def test_mels_are_librosas():
+    hertz = np.array([0.0, 20.0, 999.9, 1000.0, 1500.0, 8000.0, 20_000.0])
+    np.testing.assert_allclose(hz_to_mel(hertz), librosa.hz_to_mel(hertz))
+
+
 @pytest.mark.parametrize("front", [SPEECH, MACHINES, SLOW], ids=["speech", "machines", "slow"])
-def test_the_axis_is_features_own(front):
-    """A band's centre, found from the filters themselves."""
+def test_bands_are_where_torchaudios_filters_are(front):
+    """The centre of gravity of a filter is in its band."""
     filters = log_mel.LogMel(front).filters
     hertz = torch.linspace(0, front.sample_rate / 2, len(filters))
     for band in (30, 45, 60):
         centre = float((filters[:, band] * hertz).sum() / filters[:, band].sum())
-        assert canvas.band_of(centre, front) == pytest.approx(band, abs=0.3)
-
-
-def test_a_canvas_has_its_front_ends_axes(monkeypatch):
-    made, drawn = [], canvas.FigureCanvasAgg
-
-    def keep(figure):
-        made.append(figure)
-        return drawn(figure)
-
-    monkeypatch.setattr(canvas, "FigureCanvasAgg", keep)
-    for front, seconds, top in ((SPEECH, 373 * 0.016, 63.5), (MACHINES, 311 * 0.032, 127.5)):
-        canvas.Canvas(["one"], front=front)
-        axes = made[-1].axes[0]
-        assert axes.get_xlim() == pytest.approx((0, seconds))
-        assert axes.get_ylim() == (-0.5, top)
-        assert [text.get_text() for text in axes.get_yticklabels()][-1] == "4000"
+        assert band_of(centre, front) == pytest.approx(band, abs=0.3)
 
 
 def test_a_canvas_paints_low_bands_at_the_bottom():
     made = canvas.Canvas(["one", "other"])
-    low, late = np.full((100, 64), -1.0), np.full((100, 64), -1.0)
-    low[:, 0], late[99] = 1.0, 1.0
+    low, late = np.full((2, *SPEECH.shape), -1.0)
+    low[:, 0], late[-1] = 1.0, 1.0
     picture = np.asarray(Image.open(io.BytesIO(made.paint([low, late], [1, 1], ["gray"] * 2))))
     (rows, columns), (rows2, columns2) = made._boxes
     first, second = picture[rows, columns, 0], picture[rows2, columns2, 0]
@@ -210,3 +206,13 @@ def test_a_canvas_paints_low_bands_at_the_bottom():
     assert first[0].max() == 0
     assert second[:, -1].min() == 255
     assert second[:, 0].max() == 0
+
+
+def test_a_canvas_leaves_white_what_a_short_clip_lacks():
+    half = np.full((SPEECH.frames // 2, SPEECH.bands), -1.0)
+    made = canvas.Canvas(["one"])
+    picture = np.asarray(Image.open(io.BytesIO(made.paint([half], [1], ["gray"]))))
+    painted = picture[made._boxes[0]][1:-1, :, 0]
+    width = painted.shape[1] // 2
+    assert painted[:, : width - 1].max() == 0
+    assert painted[:, width + 1 : -1].min() == 255

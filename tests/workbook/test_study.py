@@ -17,11 +17,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from fedser_utils.core import runs
-from fedser_utils.core.settings import ROOT, load_settings
+from fedser_utils.core.presets import load_settings
+from fedser_utils.core.settings import ROOT
 from fedser_utils.data import federation
-from fedser_utils.workbook.study import estimate, run_study, study_plan
-from fedser_utils.workbook.study.estimate import Speed
-from fedser_utils.workbook.study.study_plan import PARTS, STEPS, State
+from fedser_utils.workbook.study import run_study, study_plan
+from fedser_utils.workbook.study.study_plan import PARTS, STEPS, Speed, StepStatus
 
 FIXED = Speed(train=2, alone=3, forward=0.5, attacks={"fgsm": 1, "pgd": 10, "deepfool": 100})
 NAMES = [step.name for step in STEPS]
@@ -51,7 +51,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def fixed_speed(monkeypatch):
-    monkeypatch.setattr(estimate, "measure", lambda settings: FIXED)
+    monkeypatch.setattr(run_study, "measure", lambda settings: FIXED)
 
 
 def command(settings, *more):
@@ -63,8 +63,8 @@ def step(name):
 
 
 def state(name, settings):
-    """How far one step is, judged among all."""
-    return study_plan.states(STEPS, settings)[NAMES.index(name)]
+    """How far one step is, among all steps."""
+    return study_plan.step_statuses(STEPS, settings)[NAMES.index(name)]
 
 
 def leave_copy(one, settings, **facts):
@@ -76,15 +76,15 @@ def leave_copy(one, settings, **facts):
         "parameters": study_plan.parameters(one, settings), "start_time": now, "end_time": now,
         "duration": 65.0, "exception": None,
     } | facts  # fmt: skip
-    path = study_plan.copy_of(one, settings)
+    path = study_plan.copy_path(one, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(copy, path)
     return path
 
 
 def start_run(one, settings):
-    own = load_settings(**study_plan.parameters(one, settings))
-    return runs.open_run(own, "f00", device="cpu")
+    of_step = load_settings(**study_plan.parameters(one, settings))
+    return runs.open_run(of_step, "f00", device="cpu")
 
 
 def finish(run):
@@ -103,22 +103,22 @@ def finished(settings):
 
 
 def left(settings, part="all"):
-    return [s.step.name for s in study_plan.states(PARTS[part], settings) if not s.done]
+    return [s.step.name for s in study_plan.step_statuses(PARTS[part], settings) if not s.done]
 
 
 def test_an_empty_study_has_everything_to_do(settings, fixed_speed, capsys):
     assert command(settings, "--plan") == 0
-    said = capsys.readouterr().out
-    assert "left to do: 9 of 9 steps, about " in said
-    names = [line.split()[0] for line in said.splitlines() if line.startswith("  0")]
+    printed = capsys.readouterr().out
+    assert "left to do: 9 of 9 steps, about " in printed
+    names = [line.split()[0] for line in printed.splitlines() if line.startswith("  0")]
     assert names == [name for name in NAMES if not name.startswith("06")]
     assert not os.path.exists(settings.outputs)
 
 
 def test_the_parts():
     there = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
-    made = {one.notebook for steps in PARTS.values() for one in steps}
-    assert there - {"08_dashboard"} == made  # it shows, it makes nothing
+    run = {one.notebook for steps in PARTS.values() for one in steps}
+    assert there - {"08_dashboard"} == run  # it shows, it makes nothing
     assert [s.name for s in PARTS["adaptive"]] == ["06_adaptive_none"]
     assert NAMES[0] == "01_data"
     assert NAMES[-1] == "05_analysis"
@@ -129,16 +129,16 @@ def test_the_parts():
         "attack": "none",
         "clients": "pooled",
     }
-    assert estimate.TEST_SHARE == federation.TEST_SHARE
+    assert study_plan.TEST_SHARE == federation.TEST_SHARE
 
 
 def test_what_is_done_is_not_run_again(finished, monkeypatch, capsys):
     monkeypatch.setattr(run_study, "execute", None)
-    monkeypatch.setattr(estimate, "measure", None)
+    monkeypatch.setattr(run_study, "measure", None)
     assert command(finished, "--steps", "all") == 0
-    said = capsys.readouterr().out
-    assert said.count("done in 0:01:05") == len(STEPS)
-    assert f"left to do: 0 of {len(STEPS)} steps\n" in said
+    printed = capsys.readouterr().out
+    assert printed.count("done in 0:01:05") == len(STEPS)
+    assert f"left to do: 0 of {len(STEPS)} steps\n" in printed
 
 
 def test_a_changed_notebook_is_run_again(finished):
@@ -163,7 +163,7 @@ def test_a_copy_that_does_not_count(finished, facts):
 
 
 def test_a_copy_that_was_cut_off(finished):
-    path = study_plan.copy_of(step("03_attacks"), finished)
+    path = study_plan.copy_path(step("03_attacks"), finished)
     path.write_text(path.read_text()[:500])
     assert left(finished) == ["03_attacks", "05_analysis"]
     path.unlink()
@@ -191,36 +191,55 @@ def test_a_training_counts_by_its_run(settings):
     assert state(one.name, settings).done
     leave_copy(one, settings, exception=True)
     assert not state(one.name, settings).done  # its figures are missing
-    study_plan.copy_of(one, settings).unlink()
-    assert str(state(one.name, settings)) == "done"  # as a job of its own trained it
+    study_plan.copy_path(one, settings).unlink()
+    assert str(state(one.name, settings)) == "done"  # as another job trained it
 
 
 def test_a_stopped_training_goes_on(settings, fixed_speed, capsys):
     run = start_run(step("02_fl_advtrain_pgd"), settings)
     for name in ("round-000001", ".partial-7"):
         (run.folder / "checkpoint" / name).mkdir(parents=True)
-    assert state("02_fl_advtrain_pgd", settings).first == 1
+    assert state("02_fl_advtrain_pgd", settings).after == 1
     command(settings, "--plan")
     (line,) = (n for n in capsys.readouterr().out.splitlines() if "advtrain_pgd" in n)
     # round 2 of 2: 0.8 x 63 clips trained and half attacked; 0.2 x 63 tested
     seconds = 20 + 50.4 * 2 + 25.2 * 10 + 12.6 * (10 + 4 * 0.5)
-    assert "going on after round 1" in line
+    assert "stopped after round 1" in line
     assert line.endswith(f"about {study_plan.clock(seconds)}")
+
+
+def test_a_step_is_in_the_state_of_its_run(finished):
+    def states():
+        return {s.step.name: str(s) for s in study_plan.step_statuses(STEPS, finished)}
+
+    run = start_run(step("02_fl_advtrain_pgd"), finished)
+    weights = run.folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:9])
+    assert states()["02_fl_advtrain_pgd"].startswith("damaged")
+    weights.unlink()
+    with runs.locked(run.folder):
+        assert states()["02_fl_advtrain_pgd"] == "running"
+    assert states()["02_fl_advtrain_pgd"] == "stopped"
+    assert states()["03_attacks"] == "outdated"
+    study_plan.copy_path(step("03_attacks"), finished).unlink()
+    assert states()["03_attacks"] == "missing"
+    assert states()["01_data"] == "done in 0:01:05"
 
 
 def test_the_estimate_by_hand(settings):
     settings = dataclasses.replace(settings, rounds=10, eval_every=4, local_epochs=3)
 
-    def seconds(name, first=0, **change):
-        one = State(step(f"02_fl_advtrain_{name}"), False, first=first)
-        return estimate.training_seconds(one, dataclasses.replace(settings, **change), 100, FIXED)
+    def seconds(name, after=0, **change):
+        one = StepStatus(step(f"02_fl_advtrain_{name}"), after=after)
+        return study_plan.training_seconds(one, dataclasses.replace(settings, **change), 100, FIXED)
 
     tested = 20 * (1 + 10 + 100 + 8 * 0.5)  # all three attacks
     assert seconds("none") == 10 * 80 * 3 * 2 + 3 * tested  # after rounds 4, 8 and 10
     assert seconds("centralised") == 10 * 80 * 3 * 3 + 3 * tested
     assert seconds("pgd") == 10 * 80 * 3 * 2 + 9 * 40 * 10 + 3 * 20 * (10 + 4 * 0.5)
-    assert seconds("pgd", first=8) == 2 * 80 * 3 * 2 + 2 * 40 * 10 + 20 * (10 + 4 * 0.5)
-    assert seconds("pgd", first=10) == 0
+    assert seconds("pgd", after=8) == 2 * 80 * 3 * 2 + 2 * 40 * 10 + 20 * (10 + 4 * 0.5)
+    assert seconds("pgd", after=10) == 0
     plain = 10 * 80 * 3 * 2 + 10 * 20 * 2 * 0.5  # every evaluation; the attacks in two of them
     assert seconds("none", eval_every=1, attack_every=6) == plain + 2 * (tested - 20 * 2 * 0.5)
     assert seconds("none", rounds=20, eval_every=1) == 2 * seconds("none", eval_every=1)
@@ -229,27 +248,28 @@ def test_the_estimate_by_hand(settings):
 def test_others_take_as_long_as_last_time_or_by_their_gradients(settings, fixed_speed):
     leave_copy(step("03_attacks"), settings)
     leave_copy(step("06_adaptive_none"), settings, exception=True)
-    about = estimate.estimates(study_plan.states(STEPS, settings), settings)
+    about = study_plan.estimate_seconds(
+        study_plan.step_statuses(STEPS, settings), settings, run_study.measure
+    )
     assert about["03_attacks"] == 65
     assert about["04_randomisation"] == pytest.approx(20 + 25 * 12.6)  # FGSM: 1 second
     adaptive = step("06_adaptive_none")
     assert about[adaptive.name] == pytest.approx(adaptive.start[1] + adaptive.passes[1] * 12.6)
     assert about["05_analysis"] == 20
-    assert about["01_data"] == pytest.approx(20 + 63 * estimate.PER_CLIP)
+    assert about["01_data"] == pytest.approx(20 + 63 * study_plan.PER_CLIP)
 
 
 def test_the_machine_is_measured(tiny):
-    speed = estimate.measure(tiny)
+    speed = run_study.measure(tiny)
     assert sorted(speed.attacks) == ["deepfool", "fgsm", "pgd"]
     assert min(speed.train, speed.alone, speed.forward, *speed.attacks.values()) > 0
 
 
 def test_clips_of_a_folder_are_counted(speech, tmp_path, settings):
     settings = dataclasses.replace(settings, corpus=str(speech / "emovo"))
-    found = estimate.clips_of(settings)
-    assert found > 10
+    assert study_plan.count_clips(settings) > 10
     runs.write_text(settings.folder / "table2.csv", "emotion,sum\nanger,3\nsum,5\n")
-    assert estimate.clips_of(settings) == 5
+    assert study_plan.count_clips(settings) == 5
 
 
 @pytest.mark.parametrize(
@@ -267,18 +287,18 @@ def test_clips_of_a_folder_are_counted(speech, tmp_path, settings):
 )
 def test_refusals(words, answer, tmp_path, capsys):
     assert run_study.main([*words, "--outputs", str(tmp_path)]) == 1
-    said = capsys.readouterr()
-    assert answer in said.err
-    assert said.err.count("\n") == 1
-    assert not said.out
+    printed = capsys.readouterr()
+    assert answer in printed.err
+    assert printed.err.count("\n") == 1
+    assert not printed.out
 
 
 @pytest.fixture
 def two(monkeypatch, fixed_speed):
     """Two notebooks, 1_make and 2_use, as the study's steps. Call it with the second's code."""
-    steps = [run_study.Step("1_make", reads=()), run_study.Step("2_use", reads=("1_make",))]
+    steps = [study_plan.Step("1_make", reads=()), study_plan.Step("2_use", reads=("1_make",))]
     monkeypatch.setitem(PARTS, "study", steps)
-    write_notebook("1_make", "open(outputs + '/made', 'w').write(preset)")
+    write_notebook("1_make", "open(outputs + '/result', 'w').write(preset)")
     return partial(write_notebook, "2_use")
 
 
@@ -286,19 +306,19 @@ def two(monkeypatch, fixed_speed):
 def test_a_failure_stops_and_the_next_call_goes_on(settings, two, capsys):
     two("raise SystemExit('model of ' + preset + ' is missing; run 02 first')")
     assert command(settings) == 1
-    said = capsys.readouterr()
-    assert said.err == "model of smoke is missing; run 02 first\n"
+    printed = capsys.readouterr()
+    assert printed.err == "model of smoke is missing; run 02 first\n"
     assert re.search(
-        r"1_make \.\.\.\n  took \d+:\d\d:\d\d; left to do: about \d+:\d\d:\d\d", said.out
+        r"1_make \.\.\.\n  took \d+:\d\d:\d\d; left to do: about \d+:\d\d:\d\d", printed.out
     )
-    assert (settings.folder.parent / "made").read_text() == "smoke"
+    assert (settings.folder.parent / "result").read_text() == "smoke"
 
     two("1 / 0")
     assert command(settings) == 1
-    said = capsys.readouterr()
-    assert "ZeroDivisionError: division by zero" in said.err
-    assert said.err.count("\n") <= run_study.LOG_END
-    assert re.search(r"1_make +done in \d+:\d\d:\d\d", said.out)
+    printed = capsys.readouterr()
+    assert "ZeroDivisionError: division by zero" in printed.err
+    assert printed.err.count("\n") <= run_study.LOG_END
+    assert re.search(r"1_make +done in \d+:\d\d:\d\d", printed.out)
 
     two("print(corpus)")
     assert command(settings) == 0

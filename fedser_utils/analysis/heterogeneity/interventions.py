@@ -1,10 +1,9 @@
-"""What may help clients that are not alike: each remedy is a small change of a run's settings.
+"""Interventions for heterogeneous clients: each is a small change of a run's settings.
 
-A remedy is trained as a run of its own and compared with the same run without it. Most are from
-the literature on clients that differ: FedProx (Li et al., 2020), server momentum (Hsu et al.,
-2019), FedAdam (Reddi et al., 2021), local batch normalisation (FedBN, Li et al., 2021), group
-normalisation (Wu and He, 2018; Hsieh et al., 2020). The others are the settings one would try
-first. None is known to help on corpora that nobody has tried.
+An intervention is trained as a separate run and compared with the same run without it. Most are
+from the literature: FedProx (Li et al., 2020), server momentum (Hsu et al., 2019), FedAdam (Reddi
+et al., 2021), local batch normalisation (FedBN, Li et al., 2021), group normalisation (Wu and He,
+2018; Hsieh et al., 2020). The others are the settings that one would change first.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def _always(**changes: Any) -> Callable[[Settings], Changes]:
 
 
 def _strategy(name: str, **options: Any) -> Callable[[Settings], Changes]:
-    """Another strategy; what belongs to the present one alone is left to Flower again."""
+    """Change the strategy; options of the present one alone return to Flower's defaults."""
     return lambda settings: (
         dict.fromkeys(STRATEGIES[settings.strategy]) | {"strategy": name} | options
     )
@@ -56,7 +55,7 @@ INTERVENTIONS: Mapping[str, Callable[[Settings], Changes]] = {
     "level rms": _always(level="rms"),
 }
 
-# what stands in the way -> the remedies that are aimed at it
+# obstacle -> the interventions against it
 AGAINST: Mapping[str, tuple[str, ...]] = {
     "drift": (
         "FedProx", "FedAvgM", "FedAdam", "optimiser state reset", "kept optimiser state",
@@ -68,71 +67,70 @@ AGAINST: Mapping[str, tuple[str, ...]] = {
 
 
 def apply(settings: Settings, name: str) -> Settings:
-    """The settings with one remedy. Raises InputError for an unknown one, with the choices, and
-    where these settings cannot have it, with the reason."""
-    choose("remedy", name, tuple(INTERVENTIONS))
+    """Return the settings with one intervention. Raises InputError for an unknown one, and if
+    these settings do not allow it."""
+    choose("intervention", name, tuple(INTERVENTIONS))
     return dataclasses.replace(settings, **INTERVENTIONS[name](settings))
 
 
 def changes(settings: Settings, name: str) -> Changes:
-    """What a remedy makes of the settings, setting by setting; {} where it changes nothing."""
+    """Return the settings that an intervention changes, with their new values."""
     return differences(settings, apply(settings, name))
 
 
 def differences(before: Settings, after: Settings) -> Changes:
-    """The settings that change a result and are not the same, as ``after`` has them; which model
-    and seed it is does not count."""
+    """Return the settings that change a result and differ, with their values in ``after``; model
+    and seed do not count."""
     old, new = before.values(), after.values()
     left_out = {*EXECUTION, *IDENTITY}
     return {k: v for k, v in new.items() if k not in left_out and v != old[k]}
 
 
 def describe(changed: Mapping[str, Any]) -> str:
-    """``strategy FedProx, proximal_mu 0.01``; what is left to Flower again is not said."""
-    shown = {name: value for name, value in changed.items() if value is not None}
+    """Return e.g. ``strategy FedProx, proximal_mu 0.01``, without options left to Flower."""
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in shown.items()
+        for name, value in changed.items()
+        if value is not None
     )
 
 
 def applicable(settings: Settings) -> list[str]:
-    """The remedies that these settings can have and that change them, after "as given"."""
-    found = [BASELINE]
+    """Return "as given" and the interventions that these settings allow and that change them."""
+    names = [BASELINE]
     for name in INTERVENTIONS:
         if name == "standardised per corpus" and len(settings.corpora) == 1:
             continue
         try:
-            changed = changes(settings, name)
+            names += [name] if changes(settings, name) else []
         except InputError:
             continue
-        found += [name] if changed else []
-    return found
+    return names
 
 
 def select(settings: Settings, names: Sequence[str]) -> list[str]:
-    """The remedies of these names, after "as given"; "all": those that are ``fitting``. Raises
-    InputError for a name that is none, and for a remedy that these settings cannot have."""
+    """Return "as given" and the interventions of these names; "all": the ``applicable`` ones.
+    Raises InputError for an unknown name, and for one that these settings do not allow."""
     if "all" in names:
         return applicable(settings)
     for name in names:
-        choose("remedy", name, ("all", *INTERVENTIONS))
+        choose("intervention", name, ("all", *INTERVENTIONS))
         apply(settings, name)
     return list(dict.fromkeys([BASELINE, *names]))
 
 
 def recognise(baseline: Settings, settings: Settings) -> str | None:
-    """The remedy that makes ``settings`` of ``baseline``; None if it is none."""
+    """Return the intervention that turns ``baseline`` into ``settings``; None if there is none."""
     for name in [BASELINE, *applicable(baseline)[1:]]:
         if not differences(apply(baseline, name), settings):
             return name
     return None
 
 
-def find_baseline(made: Iterable[Settings]) -> Settings:
-    """Of the settings of several runs, those from which most of the others are one remedy away.
-    Raises InputError for none."""
-    made = list(made)
-    if not made:
-        raise InputError("no settings to find a baseline among")
-    return max(made, key=lambda each: sum(recognise(each, other) is not None for other in made))
+def find_baseline(settings: Iterable[Settings]) -> Settings:
+    """Return the settings that are one intervention away from most of the others. Raises InputError
+    without any."""
+    every = list(settings)
+    if not every:
+        raise InputError("no settings to choose a baseline from")
+    return max(every, key=lambda one: sum(recognise(one, other) is not None for other in every))

@@ -1,7 +1,6 @@
-"""The pictures of clients that are not alike, and of what each remedy does. Never imports torch.
+"""Figures of heterogeneous clients and of interventions.
 
-In the style of ``figures``; every legend stands outside the axes, since there may be as many
-curves as remedies, and as many clients as speakers.
+Legends stand outside the axes: there may be as many curves as interventions or speakers.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fedser_utils.analysis.figures import PAGE, STYLE, with_caption
+from fedser_utils.analysis.figure_style import PAGE, STYLE, with_caption
 from fedser_utils.analysis.heterogeneity.client_differences import ALL
 from fedser_utils.analysis.heterogeneity.interventions import BASELINE
-from fedser_utils.analysis.tables import CONDITIONS, class_order
+from fedser_utils.analysis.labels import CONDITIONS, class_order
 
-# Okabe and Ito's; black is kept for what is given, or for all together
+# Okabe and Ito's; black is reserved for the baseline, or for all together
 _COLOURS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "0.45")
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _BLACK = {"color": "black", "linestyle": "-", "linewidth": 2.2, "zorder": 5}
 
 
-def _looks(names: Iterable[str]) -> dict[str, dict]:
-    """A look of its own for each name: seven colours and markers, then again with other dashes."""
+def _curve_styles(names: Iterable[str]) -> dict[str, dict]:
+    """Return a style for each name: seven colours and markers, then again with other dashes."""
     cycle = itertools.product(_DASHES, zip(_COLOURS, _MARKERS, strict=True))
     return {
         name: {"color": colour, "marker": marker, "linestyle": dash}
@@ -37,7 +36,7 @@ def _looks(names: Iterable[str]) -> dict[str, dict]:
 
 
 def _legend(figure: Figure, axes: plt.Axes) -> None:
-    """At the right of everything, in as many columns as the height asks for."""
+    """Draw the legend at the right of the axes, in as many columns as its height needs."""
     handles, names = axes.get_legend_handles_labels()
     rows = max(1, int(figure.get_figheight() / 0.17))
     columns = -(-len(names) // rows)
@@ -48,17 +47,15 @@ def _legend(figure: Figure, axes: plt.Axes) -> None:
 def interventions(
     rounds: pd.DataFrame, *, condition: str = "original", caption: str = ""
 ) -> Figure:
-    """UAR against the round, a curve per remedy: the mean over seeds, "as given" black and thick.
-
-    rounds: rows of the runs' ``rounds.csv`` with the column remedy; of several attacks, one.
-    """
-    own = rounds[rounds["condition"] == condition]
-    names = list(dict.fromkeys(own["remedy"]))
-    looks = _looks(name for name in names if name != BASELINE) | {BASELINE: _BLACK}
+    """Return UAR against the round, a curve per intervention: the mean over seeds, "as given" black
+    and thick. rounds: of ``rounds.csv`` with the column intervention."""
+    rows = rounds[rounds["condition"] == condition]
+    names = list(dict.fromkeys(rows["intervention"]))
+    styles = _curve_styles(name for name in names if name != BASELINE) | {BASELINE: _BLACK}
     figure, axes = plt.subplots(figsize=(PAGE, 3.2))
     for name in names:
-        mean = own[own["remedy"] == name].groupby("round")["uar"].mean()
-        axes.plot(mean.index, mean, label=name, **looks[name])
+        mean = rows[rows["intervention"] == name].groupby("round")["uar"].mean()
+        axes.plot(mean.index, mean, label=name, **styles[name])
     axes.set(xlabel="Round", ylabel=f"UAR [%], {CONDITIONS[condition].lower()}", ylim=(0, 100))
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, axes)
@@ -67,18 +64,19 @@ def interventions(
 
 @mpl.rc_context(STYLE)
 def input_shift(bands: pd.DataFrame, *, caption: str = "") -> Figure:
-    """Mean log-Mel of each band, a curve per group with its standard deviation as a band, all
-    together black. bands: as ``client_differences.input_shift`` gives it."""
+    """Return the mean log-Mel of each band, a curve per group with its standard deviation as a
+    band, all together black. bands: of ``client_differences.input_shift``."""
     by = bands.columns[0]
     names = [name for name in dict.fromkeys(bands[by]) if name != ALL]
-    looks = _looks(names) | {ALL: _BLACK}
+    styles = _curve_styles(names) | {ALL: _BLACK}
     figure, axes = plt.subplots(figsize=(PAGE, 2.8))
     for name in [ALL, *names]:
-        own, look = bands[bands[by] == name], looks[name]
-        axes.plot(own["band"], own["mean"], label=name, **look | {"marker": ""})
+        group, style = bands[bands[by] == name], styles[name]
+        axes.plot(group["band"], group["mean"], label=name, **style | {"marker": ""})
         if name != ALL:
-            low, high = own["mean"] - own["std"], own["mean"] + own["std"]
-            axes.fill_between(own["band"], low, high, color=look["color"], alpha=0.1, linewidth=0)
+            low, high = group["mean"] - group["std"], group["mean"] + group["std"]
+            area = {"color": style["color"], "alpha": 0.1, "linewidth": 0}
+            axes.fill_between(group["band"], low, high, **area)
     axes.set(xlabel="Mel band", ylabel="log-Mel (mean; area: deviation)")
     _legend(figure, axes)
     return with_caption(figure, caption)
@@ -86,15 +84,15 @@ def input_shift(bands: pd.DataFrame, *, caption: str = "") -> Figure:
 
 @mpl.rc_context(STYLE)
 def drift(rows: pd.DataFrame, *, caption: str = "") -> Figure:
-    """Every client's update after one round: its cosine to the mean update against its length. A
-    marker per corpus, as large as the client has clips. rows: as of ``client_drift.drift``."""
+    """Return the cosine of every client's update to the mean update against its length. A marker
+    per corpus, as large as the client has clips. rows: of ``federated.client_drift.drift``."""
     figure, axes = plt.subplots(figsize=(PAGE, 2.8))
-    looks = _looks(rows["corpus"].unique())
+    styles = _curve_styles(rows["corpus"].unique())
     sizes = 12 + 60 * rows["examples"] / rows["examples"].max()
-    for name, own in rows.groupby("corpus", sort=False):
-        look = {key: looks[name][key] for key in ("color", "marker")}
-        shown = {"s": sizes[own.index], "alpha": 0.7, "linewidths": 0.4, "edgecolors": "black"}
-        axes.scatter(100 * own["relative"], own["cosine"], label=name, **look, **shown)
+    for name, group in rows.groupby("corpus", sort=False):
+        style = {key: styles[name][key] for key in ("color", "marker")}
+        style |= {"s": sizes[group.index], "alpha": 0.7, "linewidths": 0.4, "edgecolors": "black"}
+        axes.scatter(100 * group["relative"], group["cosine"], label=name, **style)
     axes.axhline(0, color="0.5", linewidth=0.8)
     axes.set(xlabel="Length of the update [% of the weights' norm]", ylabel="Cosine to the mean")
     _legend(figure, axes)
@@ -103,19 +101,20 @@ def drift(rows: pd.DataFrame, *, caption: str = "") -> Figure:
 
 @mpl.rc_context(STYLE)
 def batch_norm_shift(rows: pd.DataFrame, *, caption: str = "") -> Figure:
-    """Per layer of batch normalisation how far each corpus's statistics are from the model's: (a)
-    means, (b) variances; all corpora together black. rows: as ``client_drift.batch_norm_shift``."""
+    """Return the distance of each corpus's batch statistics from the model's, layer by layer: (a)
+    means, (b) variances; all corpora together black. rows: of
+    ``federated.client_drift.batch_norm_shift``."""
     figure, panels = plt.subplots(1, 2, figsize=(PAGE, 2.6), sharex=True)
     names = [name for name in dict.fromkeys(rows["corpus"]) if name != ALL]
-    looks = _looks(names) | {ALL: _BLACK}
+    styles = _curve_styles(names) | {ALL: _BLACK}
     titles = {
         "mean_shift": "(a) Means [std of the model]",
         "variance_shift": "(b) Variances [|ln|]",
     }
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         for name in [ALL, *names]:
-            own = rows[rows["corpus"] == name]
-            axes.plot(own["layer"], own[column], label=name, **looks[name])
+            group = rows[rows["corpus"] == name]
+            axes.plot(group["layer"], group[column], label=name, **styles[name])
         axes.set(title=title, xlabel="Layer", ylabel="Mean over channels", ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, panels[0])
@@ -124,9 +123,9 @@ def batch_norm_shift(rows: pd.DataFrame, *, caption: str = "") -> Figure:
 
 @mpl.rc_context(STYLE)
 def clients_by_class(clips: pd.DataFrame, *, caption: str = "") -> Figure:
-    """Training clips of each client and class, clients grouped by corpus. The colour is a class's
-    share of the client's clips; the numbers, where there is room, are the clips. A client with
-    clips of several corpora stands in each of them."""
+    """Return the training clips of each client and class, clients grouped by corpus. The colour is
+    a class's share of the client's clips; the numbers, where there is room, are the clips. A client
+    with clips of several corpora stands in each of them. clips: of ``clips.parquet``."""
     train = clips[clips["split"] == "train"]
     counts = pd.crosstab([train["corpus"], train["client"]], train["emotion"])
     counts = counts[class_order(counts.columns)]
@@ -135,7 +134,7 @@ def clients_by_class(clips: pd.DataFrame, *, caption: str = "") -> Figure:
     axes.grid(False)
     image = axes.imshow(share.T, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axes.set_yticks(range(counts.shape[1]), counts.columns)
-    every = -(-len(counts) // 75)  # of more than 75 names not each has room
+    every = -(-len(counts) // 75)  # there is room for 75 names
     names = counts.index.get_level_values("client")
     axes.set_xticks(
         range(0, len(counts), every), names[::every], rotation=90,
@@ -154,37 +153,39 @@ def clients_by_class(clips: pd.DataFrame, *, caption: str = "") -> Figure:
 
 
 def _corpora(axes: plt.Axes, corpora: list[str]) -> None:
-    """A line between corpora, and their names above: slanted where they would meet."""
-    groups = [(name, len(list(own))) for name, own in itertools.groupby(corpora)]
+    """Draw a line between corpora, and their names above: slanted where they would meet."""
+    groups = [(name, len(list(clients))) for name, clients in itertools.groupby(corpora)]
     start, room = 0, 100 / len(corpora)  # letters for one client
     slanted = any(len(name) + 1 > room * count for name, count in groups)
     for name, count in groups:
         if start:
             axes.axvline(start - 0.5, color="black", linewidth=1)
         turn = {"rotation": 30, "ha": "left"} if slanted else {"ha": "center"}
-        at = start + count / 2 - 0.5
-        axes.text(at, 1.02, name, transform=axes.get_xaxis_transform(), va="bottom", **turn)
+        middle = start + count / 2 - 0.5
+        axes.text(middle, 1.02, name, transform=axes.get_xaxis_transform(), va="bottom", **turn)
         start += count
 
 
 @mpl.rc_context(STYLE)
 def against_alpha(rows: pd.DataFrame, *, caption: str = "") -> Figure:
-    """UAR against the Dirichlet partition's alpha, a curve per condition; small alpha: clients are
-    very unlike. The area holds half of the clients, dots are the worst client, both on original
-    clips. rows: as ``client_differences.by_alpha`` gives them."""
+    """Return UAR against the Dirichlet partition's alpha (small: clients differ much), a curve per
+    condition. The area is the middle half of the clients, dots are the worst client, both on
+    original clips. rows: of ``client_differences.uar_by_alpha``."""
     figure, axes = plt.subplots(figsize=(PAGE, 2.8))
     names = [name for name in CONDITIONS if name in set(rows["condition"])]
-    looks = _looks(names)
+    styles = _curve_styles(names)
     for name in names:
-        own = rows[rows["condition"] == name].sort_values("alpha")
-        axes.plot(own["alpha"], own["uar"], label=CONDITIONS[name], **looks[name])
-    own = rows[rows["condition"] == "original"].sort_values("alpha")
-    colour = looks["original"]["color"]
+        curve = rows[rows["condition"] == name].sort_values("alpha")
+        axes.plot(curve["alpha"], curve["uar"], label=CONDITIONS[name], **styles[name])
+    curve = rows[rows["condition"] == "original"].sort_values("alpha")
+    colour = styles["original"]["color"]
     half = {"color": colour, "alpha": 0.15, "linewidth": 0, "label": "middle half of clients"}
-    axes.fill_between(own["alpha"], own["low"], own["high"], **half)
-    axes.plot(own["alpha"], own["worst_uar"], ":", color=colour, marker=".", label="worst client")
+    axes.fill_between(curve["alpha"], curve["low"], curve["high"], **half)
+    axes.plot(
+        curve["alpha"], curve["worst_uar"], ":", color=colour, marker=".", label="worst client"
+    )
     axes.set(xscale="log", xlabel="Dirichlet alpha", ylabel="UAR [%]", ylim=(0, 100))
-    axes.set_xticks(own["alpha"], [f"{alpha:g}" for alpha in own["alpha"]])
+    axes.set_xticks(curve["alpha"], [f"{alpha:g}" for alpha in curve["alpha"]])
     axes.minorticks_off()
     _legend(figure, axes)
     return with_caption(figure, caption)

@@ -1,1 +1,1 @@
-"""Flower's processes on one machine or many: keys, certificates, the gate before them."""
+"""Flower's processes on one machine or several: commands, certificates, gate, compose file."""

@@ -1,14 +1,15 @@
-"""Who may talk to whom: a CA of our own, the server's certificate, one key pair per client.
+"""Keys and certificates of a deployment: a CA, the server's certificate, a key pair per client.
 
 A SuperNode trusts a server whose certificate the CA signed; the SuperLink trusts a SuperNode whose
-public key was registered. ``make`` fills a folder and never overwrites a file. Only ``ca.crt`` and
-a client's own ``.key`` go to that client; ``ca.key`` goes nowhere. A client who would rather make
-his own key (``ssh-keygen -t ecdsa -b 384``) sends the ``.pub``.
+public key is registered. ``make`` fills a folder and never overwrites a file. A client gets
+``ca.crt`` and its ``.key``, nothing else; ``ca.key`` goes nowhere. A client may also make its key
+itself (``ssh-keygen -t ecdsa -b 384``) and send the ``.pub``.
 """
 
 from __future__ import annotations
 
 import datetime
+import inspect
 import ipaddress
 import os
 import re
@@ -40,20 +41,20 @@ LOADERS = {PrivateFormat.PKCS8: load_pem_private_key, PrivateFormat.OpenSSH: loa
 
 
 def make(folder: Path, *, clients: int, hosts: Sequence[str] = ()) -> Path:
-    """Make what is missing of ``ca.crt``, ``ca.key``, ``server.crt``, ``server.key`` and the
-    clients' ``client-00.key``, ``client-00.pub`` and so on. Returns the folder.
+    """Write those of ``ca.crt``, ``ca.key``, ``server.crt``, ``server.key`` and the clients'
+    ``client-00.key``, ``client-00.pub``, ... that are missing. Returns the folder.
 
-    clients: how many. hosts: names and IP addresses at which the server is reached.
-    Raises InputError where the server's certificate that is there does not cover the hosts.
+    clients: their number. hosts: names and IP addresses at which the server is reached.
+    Raises InputError where an existing server certificate does not cover the hosts.
     """
     if not 0 <= clients <= 10_000:
         raise InputError(f"clients {clients} must be between 0 and 10000")
-    wanted = [_general_name(host) for host in dict.fromkeys((*ALWAYS, *hosts))]
+    names = [_general_name(host) for host in dict.fromkeys((*ALWAYS, *hosts))]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "server.crt").exists():
-        _make_server(folder, wanted)
-    _check_server(folder / "server.crt", wanted)
+        _make_server(folder, names)
+    _check_server(folder / "server.crt", names)
     for client in range(clients):
         path = folder / f"{client_name(client)}.key"
         public = _key(path, PrivateFormat.OpenSSH).public_key()
@@ -62,23 +63,22 @@ def make(folder: Path, *, clients: int, hosts: Sequence[str] = ()) -> Path:
     return folder
 
 
-def _make_server(folder: Path, wanted: Sequence[x509.GeneralName]) -> None:
-    """The server's certificate, and before it the CA's."""
+def _make_server(folder: Path, names: Sequence[x509.GeneralName]) -> None:
+    """Write the server's certificate and key, and before them the CA's."""
     if (folder / "ca.crt").exists() and not (folder / "ca.key").exists():
         raise InputError(f"{folder / 'ca.key'} is missing: it must sign the server's certificate")
     ca = _key(folder / "ca.key", PrivateFormat.PKCS8)
     if not (folder / "ca.crt").exists():
         usage = _usage(key_cert_sign=True, crl_sign=True)
         authority = x509.BasicConstraints(ca=True, path_length=0)
-        own = _certificate("fedser CA", ca, None, ca, [authority, usage])
-        _write(folder / "ca.crt", own)
+        _write(folder / "ca.crt", _certificate("fedser CA", ca, None, ca, [authority, usage]))
     issuer = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
     key = _key(folder / "server.key", PrivateFormat.PKCS8)
     extensions = [
         x509.BasicConstraints(ca=False, path_length=None),
         _usage(digital_signature=True),
         x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
-        x509.SubjectAlternativeName(wanted),
+        x509.SubjectAlternativeName(names),
     ]
     _write(folder / "server.crt", _certificate("fedser server", key, issuer, ca, extensions))
 
@@ -90,11 +90,11 @@ def _certificate(
     ca: ec.EllipticCurvePrivateKey,
     extensions: Sequence[x509.ExtensionType],
 ) -> bytes:
-    """A certificate for ``key`` as PEM, signed by ``ca``; the CA's own if there is no issuer."""
-    called = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
+    """Return a certificate for ``key`` in PEM, signed by ``ca``; self-signed without an issuer."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
     now = datetime.datetime.now(datetime.UTC)
     builder = (
-        x509.CertificateBuilder(called if issuer is None else issuer.subject, called)
+        x509.CertificateBuilder(name if issuer is None else issuer.subject, name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))  # clocks differ
@@ -109,25 +109,21 @@ def _certificate(
 
 
 def _usage(**allowed: bool) -> x509.KeyUsage:
-    names = (
-        "digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
-        "key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
-    )  # fmt: skip
-    return x509.KeyUsage(**(dict.fromkeys(names, False) | allowed))
+    none = dict.fromkeys(inspect.signature(x509.KeyUsage).parameters, False)
+    return x509.KeyUsage(**(none | allowed))
 
 
-def _check_server(path: Path, wanted: Sequence[x509.GeneralName]) -> None:
+def _check_server(path: Path, names: Sequence[x509.GeneralName]) -> None:
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    if missing := [str(host.value) for host in wanted if host not in names]:
+    covered = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    if missing := [str(name.value) for name in names if name not in covered]:
         raise InputError(
-            f"{path} does not cover {', '.join(missing)}; "
-            "remove it and server.key to have it made anew"
+            f"{path} does not cover {', '.join(missing)}; remove it and server.key to renew it"
         )
 
 
 def _key(path: Path, form: PrivateFormat) -> ec.EllipticCurvePrivateKey:
-    """The P-384 key in a file, made if it is not there."""
+    """Return the P-384 key in a file, which is written first if it is missing."""
     if not path.exists():
         key = ec.generate_private_key(ec.SECP384R1())
         _write(path, key.private_bytes(Encoding.PEM, form, NoEncryption()), mode=0o600)
@@ -135,7 +131,7 @@ def _key(path: Path, form: PrivateFormat) -> ec.EllipticCurvePrivateKey:
 
 
 def _write(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Write a file that is not there yet; leave one that is."""
+    """Write a file unless it exists."""
     if not path.exists():
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
@@ -147,12 +143,12 @@ def _general_name(host: str) -> x509.GeneralName:
     except ValueError:
         pass
     if len(host) > 253 or not all(map(LABEL.fullmatch, host.split("."))):
-        raise InputError(f"host {host!r} is no host name and no IP address")
+        raise InputError(f"host {host!r} is neither a host name nor an IP address")
     return x509.DNSName(host)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
+    """Run the command; return its exit code."""
     parser = cli.Parser(prog="deploy/certificates", description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("deploy/keys"))
     parser.add_argument("--clients", type=int, required=True, metavar="N")

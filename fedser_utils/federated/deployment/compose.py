@@ -1,7 +1,7 @@
-"""Writes the compose file: it has no loops, and its clients differ in a number.
+"""Writes the compose file, in which every client is a service.
 
 ``python -m fedser_utils.federated.deployment.compose --clients 3 > deploy/compose.yaml``. The
-commands are those of ``processes`` with a container's paths.
+commands are those of ``processes``, with paths in a container.
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ volumes:
 
 
 def compose(clients: int = CLIENTS) -> str:
-    """The compose file for so many clients."""
+    """Return the compose file for a number of clients."""
     number("clients", clients)
     names = [client_name(client) for client in range(clients)]
     volumes = "\n".join(f"  {volume}: {{}}" for volume in ("superlink", *names))
     head = HEAD.format(clients=clients, first=names[0], last=names[-1])
-    sides = [_client(client, clients) for client in range(clients)]
-    return "".join([head, _server(names), *sides, TAIL.format(volumes=volumes)])
+    services = [_client(client, clients) for client in range(clients)]
+    return "".join([head, _server(names), *services, TAIL.format(volumes=volumes)])
 
 
 def _server(names: Sequence[str]) -> str:
@@ -126,9 +126,9 @@ def _server(names: Sequence[str]) -> str:
     register = ["python3", "-m", "fedser_utils.federated.deployment.flower_cli", "superlink:8000"]
     register += ["--root-certificates", f"{KEYS}/ca.crt", *(f"{KEYS}/{key}" for key in publics)]
     return SERVER.format(
-        superlink=_folded(link),
-        gate=_folded(gate),
-        register=_folded(register),
+        superlink=_fold(link),
+        gate=_fold(gate),
+        register=_fold(register),
         server_keys="\n".join(_bind(f"./keys/{key}", KEYS / key) for key in keys),
         public_keys="\n".join(_bind(f"./keys/{key}", KEYS / key) for key in ("ca.crt", *publics)),
         outputs=_bind("${OUTPUTS:-../outputs}", Path("/outputs"), read_only=False),
@@ -136,28 +136,28 @@ def _server(names: Sequence[str]) -> str:
 
 
 def _client(client: int, clients: int) -> str:
-    own = client_name(client)
+    name = client_name(client)
     words = supernode_command(
         superlink="${GATE:-gate:9092}", root_certificates=KEYS / "ca.crt", key=KEYS / "client.key",
         port=9094, partition=client, partitions=clients, data=Path("/data"), state=Path("/state"),
     )  # fmt: skip
     mounts = [
         _bind("./keys/ca.crt", KEYS / "ca.crt"),
-        _bind(f"./keys/{own}.key", KEYS / "client.key"),
-        _bind(f"${{DATA:-./data}}/{own}", Path("/data")),
+        _bind(f"./keys/{name}.key", KEYS / "client.key"),
+        _bind(f"${{DATA:-./data}}/{name}", Path("/data")),
     ]
-    return CLIENT.format(name=own, command=_folded(words), mounts="\n".join(mounts))
+    return CLIENT.format(name=name, command=_fold(words), mounts="\n".join(mounts))
 
 
 def _bind(source: str, target: Path, *, read_only: bool = True) -> str:
-    """A file or folder of the host; where it is missing, that is an error."""
-    how = "read_only: true, " if read_only else ""
-    options = f"target: {target}, {how}bind: {{create_host_path: false}}"
+    """Return the mount of a file or folder of the host, which must exist."""
+    mode = "read_only: true, " if read_only else ""
+    options = f"target: {target}, {mode}bind: {{create_host_path: false}}"
     return f'      - {{type: bind, source: "{source}", {options}}}'
 
 
-def _folded(words: Sequence[str]) -> str:
-    """A command as the lines of a folded YAML text, which compose splits as a shell does."""
+def _fold(words: Sequence[str]) -> str:
+    """Return a command as the lines of a folded YAML text, which compose splits as a shell does."""
     indent = " " * 6
     return textwrap.fill(
         " ".join(word if word.startswith("$") else shlex.quote(word) for word in words),
@@ -167,7 +167,7 @@ def _folded(words: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
+    """Run the command; return its exit code."""
     parser = cli.Parser(prog="python -m fedser_utils.federated.deployment.compose")
     parser.add_argument("--clients", type=int, default=CLIENTS, metavar="N")
     return cli.run(parser, lambda clients: print(compose(clients), end=""), arguments)

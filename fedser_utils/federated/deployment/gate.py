@@ -1,10 +1,9 @@
-"""The only door that SuperNodes reach: what a registered client needs, and nothing else.
+"""The gate: a reverse proxy that passes SuperNodes' calls to the SuperLink, and no others.
 
-Flower's SuperLink serves its three APIs on one port, and of these the Control API (register a key,
-run any code on all clients) and the Runtime API ask nobody who he is. So the SuperLink stays on an
-inner network, and this reverse proxy stands before it: it ends the TLS connection, lets the Fleet
-calls of ``CALLS`` through to the SuperLink (over TLS, verified with our CA), and knows no other
-path. Who a node is, the SuperLink then checks by its signature.
+Flower's SuperLink serves three APIs on one port, of which the Control API (register a key, run any
+code on all clients) and the Runtime API authenticate nobody. So the SuperLink stays on an inner
+network behind this proxy, which ends the TLS connection and forwards the Fleet calls in ``CALLS``
+over TLS, verified with our CA. The SuperLink then authenticates a node by its signature.
 
 ``python -m fedser_utils.federated.deployment.gate --host 0.0.0.0 --port 9092 --superlink HOST:PORT
 --certificates DIR``
@@ -33,51 +32,51 @@ CALLS = (
 )  # fmt: skip
 PATHS = {f"/v1/fleet/{call}".encode(): f"/v1/fleet/{call}" for call in CALLS}
 HEADERS = ("accept", "accept-encoding", "content-encoding", "content-length", "content-type")
-PREFIXES = ("flwr-", "x-flwr-")  # Flower's own headers: keys, signatures, versions
-LARGEST = 1 << 30  # bytes of a request's body; Flower cuts arrays into pieces of some 20 MB
-PATIENCE = httpx.Timeout(60, connect=5)  # seconds; Flower's own clients wait 30
+PREFIXES = ("flwr-", "x-flwr-")  # Flower's headers: keys, signatures, versions
+MAX_BODY = 1 << 30  # bytes of a request's body; Flower cuts arrays into pieces of some 20 MB
+TIMEOUT = httpx.Timeout(60, connect=5)  # seconds; Flower's clients wait 30
 
 log = logging.getLogger("fedser.gate")
 
 
 class Gate:
-    """The reverse proxy as an ASGI application. superlink: a client whose base is the SuperLink."""
+    """The proxy as an ASGI application. superlink: an HTTP client with the SuperLink's base URL."""
 
     def __init__(self, superlink: httpx.AsyncClient) -> None:
         self.superlink = superlink
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            response = await self.answer(Request(scope, receive))
+            response = await self.forward(Request(scope, receive))
             await response(scope, receive, send)
 
-    async def answer(self, request: Request) -> Response:
-        """The SuperLink's answer, or a refusal. The path is compared as it came, byte by byte:
-        nothing is decoded or normalised that the SuperLink might read in another way."""
+    async def forward(self, request: Request) -> Response:
+        """Return the SuperLink's response, or a refusal. The path is compared byte by byte, not
+        decoded or normalised, since the SuperLink might read it in another way."""
         path = PATHS.get(request.scope["raw_path"])
         if path is None or request.method != "POST" or request.scope["query_string"]:
             return _refuse(request, 404, "not found")
         length = request.headers.get("content-length", "")
         if not length.isdecimal() or "transfer-encoding" in request.headers:
             return _refuse(request, 411, "length required")
-        if int(length) > LARGEST:
+        if int(length) > MAX_BODY:
             return _refuse(request, 413, "too large")
         call = self.superlink.build_request(
-            "POST", path, headers=_passed(request.headers), content=request.stream()
+            "POST", path, headers=_allowed(request.headers), content=request.stream()
         )
         try:
-            answer = await self.superlink.send(call, stream=True)
+            response = await self.superlink.send(call, stream=True)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody will read it
         except httpx.TimeoutException:
-            return _refuse(request, 504, "the SuperLink does not answer")
+            return _refuse(request, 504, "the SuperLink does not respond")
         except httpx.TransportError as error:  # SuperNodes try again after 502, 503, 504
             return _refuse(request, 502, f"the SuperLink cannot be reached: {error}")
-        return StreamingResponse(_body(answer), answer.status_code, _passed(answer.headers))
+        return StreamingResponse(_body(response), response.status_code, _allowed(response.headers))
 
 
-def _passed(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that go through: the body's, and Flower's own."""
+def _allowed(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers to pass on: the body's, and Flower's."""
     return {
         name: value
         for name, value in headers.items()
@@ -85,18 +84,18 @@ def _passed(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
+async def _body(response: httpx.Response) -> AsyncIterator[bytes]:
     try:
-        async for piece in answer.aiter_raw():
+        async for piece in response.aiter_raw():
             yield piece
     finally:
-        await answer.aclose()
+        await response.aclose()
 
 
 def _refuse(request: Request, status: int, reason: str) -> Response:
-    who = request.client.host if request.client else "?"
+    host = request.client.host if request.client else "?"
     path = request.scope["raw_path"][:100]
-    log.warning("%d %s: %s %r from %s", status, reason, request.method, path, who)
+    log.warning("%d %s: %s %r from %s", status, reason, request.method, path, host)
     return PlainTextResponse(reason.partition(":")[0], status)
 
 
@@ -110,7 +109,7 @@ def serve(*, host: str, port: int, superlink: str, certificates: Path) -> None:
     inner = httpx.AsyncClient(
         base_url=f"https://{superlink}",
         verify=ssl.create_default_context(cafile=str(ca)),
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
         trust_env=False,  # no proxy between the gate and its SuperLink
     )
@@ -121,7 +120,7 @@ def serve(*, host: str, port: int, superlink: str, certificates: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
+    """Run the command; return its exit code."""
     parser = cli.Parser(
         prog="python -m fedser_utils.federated.deployment.gate", description=__doc__.split("\n")[0]
     )

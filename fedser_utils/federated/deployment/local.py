@@ -1,7 +1,7 @@
 """A whole deployment on this machine: the compose file's services as plain processes.
 
-SuperLink and gate on loopback, a SuperNode per client with nothing but its own data folder, TLS on
-every connection, keys registered. ``deploy/local DATA`` runs one; the tests run the same.
+SuperLink and gate on loopback, a SuperNode per client with its data folder alone, TLS on every
+connection, registered keys. ``deploy/local DATA`` runs one, as the tests do.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from fedser_utils.federated.deployment.processes import (
 )
 
 HOST = "127.0.0.1"
-AGAIN = 3.0  # seconds after which a node that was refused is started again
-ACTIVE = "SuperNode ID: "  # what a SuperNode says when the SuperLink has let it in
+RESTART_AFTER = 3.0  # seconds until a node that was refused is started again
+ACTIVE = "SuperNode ID: "  # in a SuperNode's log once the SuperLink has admitted it
 
 
 @dataclass
 class Deployment:
-    """What runs, and where. gate, port: host:port of the gate, port of the SuperLink; outputs: the
-    server app's; client i has the folder ``data[i]``, the service, key and state called
-    ``settings.client_name(i)``."""
+    """The services of a running deployment. port: the SuperLink's; gate: host:port; outputs: where
+    the ServerApp writes. Client i has the folder ``data[i]``, and service, key and state of the
+    name ``client_name(i)``."""
 
     folder: Path
     data: Sequence[Path]
@@ -46,14 +46,14 @@ class Deployment:
     port: int
     gate: str
     outputs: Path
-    _said: dict[str, int] = field(default_factory=dict)  # length of the log before a start
+    _log_before: dict[str, int] = field(default_factory=dict)  # length of a log before the start
 
     @property
     def keys(self) -> Path:
         return self.folder / "keys"
 
     def start_server(self) -> None:
-        """The SuperLink, on its old database if it ran before."""
+        """Start the SuperLink, on its old database if it ran before."""
         link = superlink_command(
             host=HOST, port=self.port, certificates=self.keys,
             database=self.folder / "state" / "superlink.db",
@@ -63,13 +63,13 @@ class Deployment:
         self.services.start("superlink", link, {"FEDSER_OUTPUTS": str(self.outputs)})
 
     def start_gate(self) -> None:
-        """The gate before it."""
+        """Start the gate."""
         link, port = f"{HOST}:{self.port}", int(self.gate.rpartition(":")[2])
         gate = gate_command(host=HOST, port=port, superlink=link, certificates=self.keys)
         self.services.start("gate", gate)
 
     def node_command(self, client: int) -> list[str]:
-        """A client's SuperNode."""
+        """Return the command of a client's SuperNode; its state folder exists afterwards."""
         state = self.folder / "state" / client_name(client)
         state.mkdir(parents=True, exist_ok=True)
         return supernode_command(
@@ -79,63 +79,66 @@ class Deployment:
         )  # fmt: skip
 
     def start_node(self, client: int) -> None:
-        """Start a client's SuperNode; ``wait_for_node`` waits until it is let in."""
-        self._said[client_name(client)] = len(self.services.log(client_name(client)))
-        self.services.start(client_name(client), self.node_command(client))
+        """Start a client's SuperNode; ``wait_for_node`` waits until it is admitted."""
+        service = client_name(client)
+        self._log_before[service] = len(self.services.log(service))
+        self.services.start(service, self.node_command(client))
 
     def wait_for_node(self, client: int, *, timeout: float = 120) -> int:
-        """The id of a client's node, as soon as the SuperLink has let it in. timeout: in seconds.
+        """Wait until the SuperLink has admitted a client's node; return the node's id.
 
-        After a crash the SuperLink takes the old process to be online, and refuses the new one, for
-        up to a minute; so a node that ended is started again. Raises RuntimeError.
+        For up to a minute after a crash the SuperLink believes the old process online and refuses
+        the new one; so a node that ended is started again. Raises RuntimeError after ``timeout``
+        seconds.
         """
         service, end = client_name(client), time.monotonic() + timeout
         while time.monotonic() < end:
-            _, found, after = self.services.log(service)[self._said[service] :].partition(ACTIVE)
-            if found and "\n" in after:
+            log = self.services.log(service)[self._log_before[service] :]
+            _, active, after = log.partition(ACTIVE)
+            if active and "\n" in after:
                 return int(after.split()[0])
             if not self.services.alive(service):
-                time.sleep(AGAIN)
+                time.sleep(RESTART_AFTER)
                 self.start_node(client)
             time.sleep(0.3)
-        raise RuntimeError(f"{service} was not let in:\n{self.services.log_end(service)}")
+        raise RuntimeError(f"{service} was not admitted:\n{self.services.log_end(service)}")
 
     def kill_node(self, client: int) -> None:
-        """What a power cut does to a client."""
+        """Kill a client's processes, as a power cut does."""
         self.services.kill(client_name(client))
 
 
 @contextmanager
-def local(
+def local_deployment(
     folder: Path, data: Sequence[Path], *,
     outputs: Path | None = None,
     start_nodes: bool = True, port: int | None = None, gate_port: int | None = None,
 ) -> Iterator[Deployment]:  # fmt: skip
-    """A deployment in ``folder`` with a client for each of the ``data`` folders, until the block
-    ends. Keys, database and states stay: the same folder goes on. outputs: ``folder/outputs`` if
-    None. Ports: free ones if None."""
+    """Run a deployment in ``folder``, with a client for each of the ``data`` folders, until the
+    block ends. Keys, database and states remain: a later deployment in the same folder continues.
+    outputs: ``folder/outputs`` if None. Ports: free ones if None."""
     folder, data = Path(folder).resolve(), [Path(path).resolve() for path in data]
     keys = certificates.make(folder / "keys", clients=len(data))
     port, gate_port = port or free_port(), gate_port or free_port()
-    for wanted in (port, gate_port):
-        check_free(wanted)
+    check_free(port)
+    check_free(gate_port)
     connection = Connection(f"{HOST}:{port}", keys / "ca.crt", folder / "home" / "researcher")
     with Services(folder) as services:
         outputs = Path(outputs or folder / "outputs").resolve()
         gate = f"{HOST}:{gate_port}"
-        made = Deployment(folder, data, services, connection, port, gate, outputs)
-        made.start_server()
-        made.start_gate()
+        deployment = Deployment(folder, data, services, connection, port, gate, outputs)
+        deployment.start_server()
+        deployment.start_gate()
         services.wait_for_port("superlink", port)
         services.wait_for_port("gate", gate_port)
         for client in range(len(data)):
             connection.register(keys / f"{client_name(client)}.pub", client_name(client))
         if start_nodes:
             for client in range(len(data)):
-                made.start_node(client)
+                deployment.start_node(client)
             for client in range(len(data)):
-                made.wait_for_node(client)
-        yield made
+                deployment.wait_for_node(client)
+        yield deployment
 
 
 def run(data: Path, folder: Path, port: int, gate_port: int) -> None:
@@ -146,7 +149,7 @@ def run(data: Path, folder: Path, port: int, gate_port: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # in the background, a shell has SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     print(f"starting {len(clients)} clients; logs: {folder / 'logs'}", flush=True)
-    with local(folder, clients, port=port, gate_port=gate_port) as running:
+    with local_deployment(folder, clients, port=port, gate_port=gate_port) as running:
         print(f"SuperLink {running.connection.address} (yours), gate {running.gate} (the clients')")
         print("a run, from the folder notebooks:")
         print("  papermill 02_fl_advtrain.ipynb out.ipynb -p preset deployment \\")
@@ -159,7 +162,7 @@ def run(data: Path, folder: Path, port: int, gate_port: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code."""
+    """Run the command; return its exit code."""
     parser = cli.Parser(prog="deploy/local", description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, metavar="DATA", help="has a folder for each client")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "deployment")

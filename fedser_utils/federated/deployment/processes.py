@@ -1,8 +1,8 @@
-"""The processes of a deployment: their commands, said once, and how they run on this machine.
+"""The commands of a deployment's processes, and services that run on this machine.
 
 SuperLink (server), gate, and one SuperNode per client; the compose file runs the same commands. A
-Flower service starts processes of its own, some in sessions of their own. They are found by their
-environment: every service has its own ``FLWR_HOME``, and its processes inherit it (Linux).
+Flower service starts further processes, some in new sessions. They are recognised by their
+environment: every service has another ``FLWR_HOME``, which its processes inherit (Linux).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-OWN_RAY = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+NEW_RAY = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 COLOURS = ("FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE")
 GRACE = 8.0  # seconds a service has to end by itself; Flower takes up to 5
 LOG_END = 15  # lines shown of a service that did not start
 
 
 def superlink_command(*, host: str, port: int, certificates: Path, database: Path) -> list[str]:
-    """Flower's server. certificates: a folder as ``certificates.make`` fills it; database: a file
-    from which a restarted SuperLink knows its nodes and runs."""
+    """Return the command of Flower's server. certificates: a folder as ``certificates.make`` fills
+    it; database: a file from which a restarted SuperLink reads its nodes and runs."""
     command = f"flower-superlink --host {host} --port {port}".split()
     command += ["--ssl-ca-certfile", f"{certificates}/ca.crt"]
     command += ["--ssl-certfile", f"{certificates}/server.crt"]
@@ -42,10 +42,8 @@ def superlink_command(*, host: str, port: int, certificates: Path, database: Pat
 
 
 def gate_command(*, host: str, port: int, superlink: str, certificates: Path) -> list[str]:
-    """The gate before the SuperLink at ``superlink`` (host:port)."""
-    command = (
-        f"python3 -m fedser_utils.federated.deployment.gate --host {host} --port {port}".split()
-    )
+    """Return the command of the gate before the SuperLink at ``superlink`` (host:port)."""
+    command = f"python3 -m {__package__}.gate --host {host} --port {port}".split()
     return [*command, "--superlink", superlink, "--certificates", str(certificates)]
 
 
@@ -53,8 +51,9 @@ def supernode_command(
     *, superlink: str, root_certificates: Path, key: Path, port: int,
     partition: int, partitions: int, data: Path, state: Path,
 ) -> list[str]:  # fmt: skip
-    """One client's SuperNode. superlink: host:port of the gate; port: of its own Runtime API, on
-    loopback; data, state: the client's folders, which its ClientApp finds in its node config."""
+    """Return the command of a client's SuperNode. superlink: host:port of the gate; port: of its
+    Runtime API, on loopback; data, state: the client's folders, which its ClientApp reads from its
+    node config."""
     for folder in (data, state):
         if set('"\\\n') & set(str(folder)):
             raise InputError(f"folder {str(folder)!r} must not hold quotes or backslashes")
@@ -66,48 +65,48 @@ def supernode_command(
 
 
 def simulation_command(port: int) -> list[str]:
-    """A SuperLink that simulates its clients on this machine, for this machine alone."""
+    """Return the command of a SuperLink that simulates its clients, on loopback."""
     command = f"flower-superlink --insecure --simulation --host 127.0.0.1 --port {port}".split()
     return [*command, "--disable-runtime-dependency-installation"]
 
 
 def environment(home: Path) -> dict[str, str]:
-    """What Flower's programs need: this interpreter's programs first, a home of their own, no
-    telemetry, no colours (a notebook's kernel asks for them, and its JSON would have them). Unless
-    the caller's environment says otherwise, one thread each, and a Ray of their own on loopback:
-    left alone, Ray joins whatever cluster was last started on the machine, even a dead one."""
+    """Return the environment of Flower's programs: this interpreter's programs first, ``home`` as
+    FLWR_HOME, no telemetry, no colours (a notebook's kernel asks for them, and they would be in
+    Flower's JSON). Unless the caller's environment says otherwise, one thread each, and a new Ray
+    on loopback: by default Ray joins the cluster last started on the machine, even a dead one."""
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    own = {"PATH": search, "FLWR_HOME": str(home)} | QUIET
+    always = {"PATH": search, "FLWR_HOME": str(home)} | QUIET
     inherited = {k: v for k, v in os.environ.items() if k not in COLOURS}
-    ray = {} if inherited.get("RAY_ADDRESS") else OWN_RAY
-    return {"OMP_NUM_THREADS": "1"} | inherited | ray | own
+    ray = {} if inherited.get("RAY_ADDRESS") else NEW_RAY
+    return {"OMP_NUM_THREADS": "1"} | inherited | ray | always
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
+    """Return a TCP port of loopback that is not in use."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def check_free(port: int) -> None:
-    """Raises InputError where somebody listens on this port of loopback."""
+    """Raise InputError where this port of loopback is in use."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         raise InputError(f"port {port} is in use; choose another")
 
 
 class Services:
-    """Named processes with logs in ``folder/logs`` and homes in ``folder/home``; as a context
-    manager, it leaves none behind."""
+    """Named processes with logs in ``folder/logs`` and homes in ``folder/home``; a context manager
+    that ends them all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder).resolve()
         self._started: dict[str, subprocess.Popen] = {}
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None):
-        """Run a command as service ``name``; a name can be used again when its process ended."""
+        """Run a command as service ``name``; an ended service can be started again."""
         if self.alive(name):
-            raise InputError(f"service {name!r} runs already")
+            raise InputError(f"service {name!r} is running already")
         home, log = self._home(name), self._log(name)
         for path in (home, log.parent):
             path.mkdir(parents=True, exist_ok=True)
@@ -118,47 +117,48 @@ class Services:
             )  # fmt: skip
 
     def alive(self, name: str) -> bool:
-        """Whether the service's own process (not only a child of it) runs."""
+        """Return whether the service's first process (not only a child of it) runs."""
         return name in self._started and self._started[name].poll() is None
 
     @property
     def names(self) -> list[str]:
-        """The services that were started, in that order."""
+        """The services that were started, in order."""
         return list(self._started)
 
     def log(self, name: str) -> str:
-        """All that the service has said, over all its starts."""
+        """Return the service's log, over all its starts."""
         path = self._log(name)
         return path.read_text(errors="replace") if path.exists() else ""
 
     def log_end(self, name: str) -> str:
-        """The last lines of its log, for an error message."""
+        """Return the last lines of the service's log, for an error message."""
         return "\n".join(self.log(name).strip().splitlines()[-LOG_END:]) or "(its log is empty)"
 
     def wait_for_port(
         self, name: str, port: int, *, host: str = "127.0.0.1", timeout: float = 60
     ) -> None:
-        """Return when the service listens. timeout: in seconds. Raises RuntimeError."""
+        """Wait until the service listens. Raises RuntimeError if it ends, or after ``timeout``
+        seconds."""
         end = time.monotonic() + timeout
         while self.alive(name) and time.monotonic() < end:
             with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
                 return
             time.sleep(0.1)
-        what = "does not listen" if self.alive(name) else "ended"
-        raise RuntimeError(f"{name} {what} on {host}:{port}:\n{self.log_end(name)}")
+        state = "does not listen" if self.alive(name) else "ended"
+        raise RuntimeError(f"{name} {state} on {host}:{port}:\n{self.log_end(name)}")
 
-    def members(self, name: str) -> list[int]:
-        """The pids of all processes of the service, its children's children too."""
-        mark, own = f"FLWR_HOME={self._home(name)}".encode(), []
+    def pids(self, name: str) -> list[int]:
+        """Return the ids of all processes of the service, descendants included."""
+        mark, pids = f"FLWR_HOME={self._home(name)}".encode(), []
         for path in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):  # ended meanwhile, or another user's
                 if mark in path.read_bytes().split(b"\0"):
-                    own.append(int(path.parent.name))
-        return own
+                    pids.append(int(path.parent.name))
+        return pids
 
     def kill(self, name: str, signal: int = SIGKILL) -> None:
-        """Send a signal to all processes of the service; with SIGKILL, until none is left."""
-        while pids := self.members(name):
+        """Send a signal to all processes of the service; SIGKILL repeatedly, until none is left."""
+        while pids := self.pids(name):
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal)
@@ -168,12 +168,12 @@ class Services:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """End all services, the last started first, and whatever they started."""
+        """End all services, the last one first, and all their processes."""
         for process in reversed(self._started.values()):
             if process.poll() is None:
                 process.terminate()
         end = time.monotonic() + GRACE
-        while time.monotonic() < end and any(map(self.members, self._started)):
+        while time.monotonic() < end and any(map(self.pids, self._started)):
             any(map(self.alive, self._started))
             time.sleep(0.1)
         for name in self._started:

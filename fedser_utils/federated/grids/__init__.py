@@ -1,1 +1,1 @@
-"""Where a round's messages go: one grid for each place that clients run in."""
+"""Flower grids: how messages reach the clients, in this process or in others."""

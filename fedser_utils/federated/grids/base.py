@@ -1,8 +1,8 @@
-"""What our grids have in common: clients with names, replies that have been looked at.
+"""The base of our Flower grids: clients with names, and replies that are checked.
 
-A grid is Flower's way to the clients. Whatever carries the messages, in ours node i + 1 is the
-i-th client, replies come in the order of the clients, and a client without a sound reply has an
-error in its place that names it and says why.
+A grid is Flower's interface for sending messages to clients. In ours node i + 1 is the i-th
+client, replies come in the order of the clients, and in place of a missing or refused reply stands
+an error that names the client and the reason.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 import pandas as pd
 from flwr.app import Error, Message, MetricRecord
@@ -21,48 +23,72 @@ from fedser_utils.federated.grids.reply_checks import fault_of_count, fault_of_w
 
 log = logging.getLogger(__name__)
 
-MISSING = 1  # the error code of a client without a sound reply
+MISSING = 1  # error code in place of a reply
 MEASURES = {"num-examples", "train-loss", "fresh"}
 
 
 class ClientGrid(Grid):
-    """clients: names; examples: training clips of each; missing: name -> why, of the last
-    messages; sent, received: bytes of arrays, ever."""
+    """clients: names; examples: training clips of each; missing: name -> reason, since it was last
+    cleared; sent, received: bytes of arrays in total; monitor: called with rounds.csv."""
 
     def __init__(self, clients: Sequence[str], examples: Sequence[int]) -> None:
         self.clients, self.examples = tuple(clients), tuple(examples)
         self.missing: dict[str, str] = {}
         self.sent = self.received = 0
-        self.monitor: Callable[[pd.DataFrame], None] | None = None  # of rounds.csv, for a notebook
+        self.monitor: Callable[[pd.DataFrame], None] | None = None
 
     def get_node_ids(self) -> list[int]:
+        """Return the nodes, a client each: 1, 2, ..."""
         return list(range(1, len(self.clients) + 1))
 
     def client_of(self, message: Message) -> str:
+        """Return the name of the client that a message goes to."""
         return self.clients[message.metadata.dst_node_id - 1]
 
+    def examples_of(self, message: Message) -> int:
+        """Return the number of training clips of the client that a message goes to."""
+        return self.examples[message.metadata.dst_node_id - 1]
+
     def local_arrays(self) -> dict[str, dict[str, Tensor]]:
-        """Each client's arrays of its own, by its name; none where the clients are elsewhere."""
+        """Return client -> its local arrays; {} where the clients are in other processes."""
         return {}
 
+    def client_states(self) -> dict[int, dict]:
+        """Return node -> its client's state, for a checkpoint; {} where the clients save them."""
+        return {}
+
+    def restore_client_states(self, states: Mapping[int, Mapping]) -> None:
+        """Set the clients' states to a ``client_states``; nothing where the clients save them."""
+
     def checked_reply(
+        self, message: Message, reply: Message, fault_of: Callable[[Message, Message], str | None]
+    ) -> Message:
+        """Return the reply, or an error in its place if it is one, or ``fault_of(message, reply)``
+        names a fault or raises."""
+        if reply.has_error():
+            return self.error_reply(message, reply.error.reason)
+        try:
+            fault = fault_of(message, reply)
+        except Exception as error:  # no content of a reply may end the round
+            fault = f"{type(error).__name__}: {error}"
+        return self.error_reply(message, f"refused: {fault}") if fault else reply
+
+    def checked_update(
         self, message: Message, reply: Message, like: Mapping[str, Tensor]
     ) -> Message:
-        """A client's reply to a train message, or an error in its place. like: the model sent."""
+        """Return the checked reply to a train message. like: the model that was sent."""
+        if not reply.has_error():
+            self.received += bytes_of_arrays(reply)
+        reply = self.checked_reply(message, reply, partial(self._update_fault, like=like))
         if reply.has_error():
-            return self.failure(message, reply.error.reason)
-        self.received += size(reply)
-        try:
-            fault = self._fault(message, reply, like)
-        except Exception as error:  # whatever a reply may hold, it must not end the round
-            fault = f"{type(error).__name__}: {error}"
-        if fault:
-            return self.failure(message, f"refused: {fault}")
+            return reply
         if reply.content["metrics"].pop("fresh") and message.content["config"]["server-round"] > 1:
             log.info("client %s started with a fresh optimiser", self.client_of(message))
         return Message(reply.content, reply_to=message)
 
-    def _fault(self, message: Message, reply: Message, like: Mapping[str, Tensor]) -> str | None:
+    def _update_fault(
+        self, message: Message, reply: Message, like: Mapping[str, Tensor]
+    ) -> str | None:
         if {*reply.content} != {"arrays", "metrics"}:
             return f"records {', '.join(reply.content)}"
         arrays, measures = reply.content["arrays"], reply.content["metrics"]
@@ -70,38 +96,28 @@ class ClientGrid(Grid):
             return "measures that are not a training's"
         if not math.isfinite(measures["train-loss"]):
             return f"a loss of {measures['train-loss']}"
-        expected = self.examples[message.metadata.dst_node_id - 1]
+        expected = self.examples_of(message)
         return fault_of_count(measures["num-examples"], expected) or fault_of_weights(
             arrays.to_torch_state_dict(), like
         )
 
-    def failure(self, message: Message, reason: str) -> Message:
-        """The error that stands for a client's missing reply."""
+    def error_reply(self, message: Message, reason: str) -> Message:
+        """Return the error in place of a client's reply; log it, and add it to ``missing``."""
         client = self.client_of(message)
         reason = re.split(r" [-—] The ", reason)[0]  # Flower explains its own at length
         self.missing[client] = reason
         log.warning("client %s: %s", client, reason)
         return Message(Error(MISSING, f"client {client}: {reason}"), reply_to=message)
 
-    # the rest of Flower's interface: our clients answer in send_and_receive
-    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
-        return Message(content, dst_node_id=dst_node_id, message_type=message_type)
+    def _unused(self, *arguments: Any, **options: Any) -> NoReturn:
+        raise NotImplementedError("strategies use send_and_receive alone")
 
-    def push_messages(self, messages):
-        raise NotImplementedError("the clients answer in send_and_receive")
-
-    def pull_messages(self, message_ids):
-        raise NotImplementedError("the clients answer in send_and_receive")
-
-    def set_run(self, run):
-        raise NotImplementedError("the run belongs to the grid inside, or to none")
-
-    @property
-    def run(self):
-        raise NotImplementedError("the run belongs to the grid inside, or to none")
+    # the rest of Flower's interface
+    create_message = push_messages = pull_messages = set_run = _unused
+    run = property(_unused)
 
 
-def size(message: Message) -> int:
-    """Bytes of a message's arrays."""
+def bytes_of_arrays(message: Message) -> int:
+    """Return the size of a message's arrays in bytes."""
     records = message.content.array_records.values()
     return sum(len(array.data) for record in records for array in record.values())

@@ -1,76 +1,72 @@
 """A Flower grid whose clients all run in this process, on its GPU or its CPU cores.
 
-Where the strategy needs only the weighted mean, the grid forms that mean itself and hands over
-one reply: moving 68 copies of a large model through records costs more than averaging them.
+Where the strategy needs only the weighted mean, the grid computes that mean itself and hands over
+one reply: passing 68 copies of a large model through records costs more than averaging them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedser_utils.core.settings import Settings
 from fedser_utils.federated.client import local_arrays
 from fedser_utils.federated.client_app import as_record, client_app, reply_to
-from fedser_utils.federated.grids.base import ClientGrid, size
+from fedser_utils.federated.grids.base import MISSING, ClientGrid, bytes_of_arrays
 from fedser_utils.federated.grids.cohort_trainer import Trainer
-from fedser_utils.federated.grids.multi_gpu import Shards
 from fedser_utils.learning.local_training import Arrays
 
 
 class CohortGrid(ClientGrid):
-    """Every client in this process. With ``preaggregate`` the replies of a round are one: the
-    mean of the clients' weights, weighted by their clips, and the sum of those clips. trainer: what
-    trains them for that; None: this process alone."""
+    """The trainer's clients, in this process. With ``preaggregate`` the trainer trains them, and a
+    round has one reply: their mean weights, weighted by clips, and the sum of their clips. Without
+    it the ClientApp trains them, and each replies."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        clients: Sequence[str],
-        examples: Sequence[int],
-        *,
-        pool: ThreadPoolExecutor,
-        preaggregate: bool,
-        trainer: Trainer | Shards | None = None,
-    ) -> None:
-        super().__init__(clients, examples)
+    def __init__(self, trainer: Trainer, *, preaggregate: bool) -> None:
+        super().__init__(trainer.clients, trainer.examples)
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-        self.settings, self.pool, self.preaggregate = settings, pool, preaggregate
-        self.trainer = trainer or Trainer(settings, self.clients, self.examples, pool=pool)
-        self._contexts = {node: self._context(node) for node in self.get_node_ids()}
+        self.trainer, self.pool, self.preaggregate = trainer, trainer.pool, preaggregate
+        run_config, count = {"settings": json.dumps(trainer.settings.values())}, len(self.clients)
+        self._contexts = {
+            i + 1: Context(
+                1, i + 1, {"partition-id": i, "num-partitions": count}, RecordDict(), run_config
+            )
+            for i in range(count)
+        }
 
-    def _context(self, node: int) -> Context:
-        node_config = {"partition-id": node - 1, "num-partitions": len(self.clients)}
-        run_config = {"settings": json.dumps(self.settings.values())}
-        return Context(1, node, node_config, RecordDict(), run_config)
-
-    def reestimated(
-        self, number: int, weights: ArrayRecord, nodes: Sequence[int], config: ConfigRecord
+    def reestimate_batch_norm(
+        self, number: int, weights: ArrayRecord, nodes: Sequence[int], config: Mapping[str, Any]
     ) -> ArrayRecord:
-        """The running statistics of batch normalisation over these nodes' clips, in the model of
-        these weights."""
+        """Return the batch-norm statistics of these nodes' training clips in a model."""
         return as_record(self.trainer.statistics(nodes, dict(weights.to_torch_state_dict())))
 
     def local_arrays(self) -> dict[str, Arrays]:
-        """Each client's arrays of its own, by its name."""
+        """Return client -> its local arrays."""
         if self.preaggregate:
-            found = self.trainer.local_arrays()
+            by_node = self.trainer.local_arrays()
         else:
-            states = {n: c.state.get("optimiser") for n, c in self._contexts.items()}
-            found = {n: local_arrays(dict(r.to_torch_state_dict())) for n, r in states.items() if r}
-        return {self.clients[node - 1]: arrays for node, arrays in found.items()}
+            by_node = {
+                node: local_arrays(dict(record.to_torch_state_dict()))
+                for node, record in self._saved_states().items()
+            }
+        return {self.clients[node - 1]: arrays for node, arrays in by_node.items()}
 
     def client_states(self) -> dict[int, dict[str, np.ndarray]]:
-        """Each node's optimiser state, on the host, for a checkpoint."""
+        """Return node -> its client's state (``state_after``), on the host."""
         if self.preaggregate:
             return self.trainer.states()
-        kept = {node: context.state.get("optimiser") for node, context in self._contexts.items()}
-        return {n: {k: a.numpy() for k, a in r.items()} for n, r in kept.items() if r}
+        return {
+            node: {name: array.numpy() for name, array in record.items()}
+            for node, record in self._saved_states().items()
+        }
+
+    def _saved_states(self) -> dict[int, ArrayRecord]:
+        states = {node: c.state.get("optimiser") for node, c in self._contexts.items()}
+        return {node: record for node, record in states.items() if record}
 
     def restore_client_states(self, states: Mapping[int, Mapping[str, np.ndarray]]) -> None:
         if self.preaggregate:
@@ -82,41 +78,36 @@ class CohortGrid(ClientGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Run the messages' clients. A client that raises gives an error reply, by its name."""
+        """Train the messages' clients; return their checked replies, or that of their mean."""
         messages = sorted(messages, key=lambda message: message.metadata.dst_node_id)
         if not messages:
             return []
         self.missing = {}
-        self.sent += len(messages) * size(messages[0])
+        self.sent += len(messages) * bytes_of_arrays(messages[0])
         if self.preaggregate:
-            return self._run_mean(messages)
+            return self._train_mean(messages)
         like = messages[0].content["arrays"].to_torch_state_dict()
         replies = self.pool.map(self._run_app, messages)
         return [
-            self.failure(message, reply)
-            if isinstance(reply, str)
-            else self.checked_reply(message, reply, like)
+            self.checked_update(message, reply, like)
             for message, reply in zip(messages, replies, strict=True)
         ]
 
-    def _run_app(self, message: Message) -> Message | str:
+    def _run_app(self, message: Message) -> Message:
         try:
             return client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return Message(Error(MISSING, f"{type(error).__name__}: {error}"), reply_to=message)
 
-    def _run_mean(self, messages: list[Message]) -> list[Message]:
+    def _train_mean(self, messages: list[Message]) -> list[Message]:
         content = messages[0].content  # every message of a round carries the same model
-        total = self.trainer.round(
-            [message.metadata.dst_node_id for message in messages],
-            content["arrays"].to_torch_state_dict(),
-            number=int(content["config"]["server-round"]),
-            proximal_mu=float(content["config"].get("proximal-mu", 0.0)),
-        )
-        sent = {message.metadata.dst_node_id: message for message in messages}
-        failures = [self.failure(sent[node], why) for node, why in sorted(total.failures.items())]
+        by_node = {message.metadata.dst_node_id: message for message in messages}
+        config, weights = content["config"], content["arrays"].to_torch_state_dict()
+        number, mu = int(config["server-round"]), float(config.get("proximal-mu", 0.0))
+        total = self.trainer.round([*by_node], weights, number=number, proximal_mu=mu)
+        errors = [self.error_reply(by_node[n], why) for n, why in sorted(total.failures.items())]
         if not total.clients:
-            return failures
+            return errors
         reply = reply_to(messages[0], total.mean(), **total.measures())
-        self.received += total.clients * size(reply)
-        return [*failures, reply]
+        self.received += total.clients * bytes_of_arrays(reply)
+        return [*errors, reply]

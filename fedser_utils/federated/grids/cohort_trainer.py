@@ -1,8 +1,8 @@
-"""A round of the clients that are in this process: trained, looked at, summed up on the device.
+"""Training of the clients of this process for a round: updates checked, and summed on the device.
 
-The plain engine trains as many clients at a time as there are workers, each as ``client.fit``
-does. The fast one attacks all clients' clips in common batches (every client has received the
-same model) and trains them in ``gpu_engine``'s lanes.
+The plain engine trains as many clients at a time as there are workers, by ``client.fit``. The fast
+engine attacks all clients' clips in common batches (every client received the same model) and
+trains the clients in ``gpu_engine``'s lanes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fedser_utils import attacks
+from fedser_utils.core.devices import resolve_device, uses_bf16
 from fedser_utils.core.settings import Settings
 from fedser_utils.federated.client import (
     client_clips,
@@ -26,26 +27,22 @@ from fedser_utils.federated.client import (
     learning_rate_in,
     local_arrays,
     new_model,
-    resolve_device,
     state_after,
     statistics,
-    uses_bf16,
 )
-from fedser_utils.federated.grids.reply_checks import (
-    fault_of_variances,
-    fault_of_weights,
-)
-from fedser_utils.learning import local_training, vgg
+from fedser_utils.federated.grids.reply_checks import fault_of_variances, fault_of_weights
+from fedser_utils.learning import batch_norm, local_training, vgg
 from fedser_utils.learning.gpu_engine import Engine, Job, Recipe
 from fedser_utils.learning.local_training import Arrays, Update
 from fedser_utils.robustness.evaluation import in_batches
 
-GROUP = 16  # clients whose weights are looked at together
+GROUP = 16  # clients whose weights are checked together
 
 
 class Total:
-    """A round's clients, summed as they come. like: the model they were sent; failures: who is
-    not among them, and why."""
+    """The running sum of a round's updates. like: the model that the clients received; weights,
+    loss: sums weighted by clips; clients, examples: counts; failures: node -> reason, of clients
+    left out."""
 
     def __init__(self, like: Arrays) -> None:
         self.like = like
@@ -55,8 +52,8 @@ class Total:
         self.failures: dict[int, str] = {}
 
     def add(self, updates: Sequence[Update], counts: Sequence[int]) -> bool:
-        """Add a group's weights times its counts; False, and nothing added, if their sum shows
-        that something is wrong."""
+        """Add a group's updates, weighted by their numbers of clips. Returns False, and adds
+        nothing, if their sum has a fault."""
         if not updates:
             return True
         part = {name: value * counts[0] for name, value in updates[0].weights.items()}
@@ -70,85 +67,83 @@ class Total:
         return True
 
     def mean(self) -> Arrays:
-        """The clients' weights, weighted by their clips."""
+        """Return the mean of the clients' weights, weighted by their clips."""
         return {name: value / self.examples for name, value in self.weights.items()}
 
     def measures(self) -> dict[str, float]:
+        """Return the metrics of a reply that carries this mean."""
         facts = {"num-examples": self.examples, "num-clients": self.clients}
         return facts | {"train-loss": self.loss / self.examples}
 
 
 class Trainer:
-    """clients: names; examples: clips of each; node i + 1 is the i-th."""
+    """Trains clients round by round, and holds their states in between. clients: names; examples:
+    training clips of each; node i + 1 is the i-th client."""
 
     def __init__(
-        self,
-        settings: Settings,
-        clients: Sequence[str],
-        examples: Sequence[int],
-        *,
+        self, settings: Settings, clients: Sequence[str], examples: Sequence[int], *,
         pool: ThreadPoolExecutor,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.settings, self.pool = settings, pool
         self.clients, self.examples = clients, examples
         self.device = resolve_device(settings)
-        self._client_states: dict[int, Arrays] = {}  # per node
+        self._client_states: dict[int, Arrays] = {}  # by node
         self._engine: Engine | None = None
 
     def round(
         self, nodes: Sequence[int], weights: Arrays, *, number: int, proximal_mu: float
     ) -> Total:
-        """Train ``weights`` on each node's clips. A client that raises, or whose weights are not
-        sound, is among the failures; what it has kept stays what it was."""
+        """Train ``weights`` on each node's clips; return the updates' sum. A client that raises, or
+        whose update has a fault, is among the failures, and its state remains as it was."""
         weights = {name: value.to(self.device) for name, value in weights.items()}
-        total, waiting = Total(like=weights), []
-        way = self._fast if is_fast(self.settings) else self._plain
-        for node, update in way(nodes, weights, number, proximal_mu):
-            if isinstance(update, str):
-                total.failures[node] = update
+        total, group = Total(like=weights), []
+        train = self._train_fast if is_fast(self.settings) else self._train_plain
+        for node, update in train(nodes, weights, number, proximal_mu):
+            fault = update if isinstance(update, str) else _fault_in_one(update)
+            if fault:
+                total.failures[node] = fault
                 continue
-            waiting.append((node, update))
-            if len(waiting) == GROUP:
-                self._add(total, waiting)
-                waiting = []
-        self._add(total, waiting)
+            group.append((node, update))
+            if len(group) == GROUP:
+                self._add(total, group)
+                group = []
+        self._add(total, group)
         return total
 
     def _add(self, total: Total, group: list[tuple[int, Update]]) -> None:
-        """Take a group of updates into the total, once they have been looked at: their sum, and
-        each of them only if something is wrong with that."""
-        counts = [self.examples[node - 1] for node, _ in group]
-        if not total.add([update for _, update in group], counts):
-            sound = []
-            for node, update in group:
-                if fault := fault_of_weights(update.weights, total.like):
-                    total.failures[node] = f"refused: {fault}"
-                else:
-                    sound.append((node, update))
-            group = sound
-            counts = [self.examples[node - 1] for node, _ in group]
-            total.add([update for _, update in group], counts)
-        news = {node: state_after(self.settings, update) for node, update in group}
-        self._client_states |= {node: state for node, state in news.items() if state}
+        """Add a group of updates to the total; if their sum has a fault, without those that have
+        one."""
 
-    def _plain(
+        def add() -> bool:
+            counts = [self.examples[node - 1] for node, _ in group]
+            return total.add([update for _, update in group], counts)
+
+        if not add():
+            faults = {node: fault_of_weights(update.weights, total.like) for node, update in group}
+            total.failures |= {n: f"refused: {fault}" for n, fault in faults.items() if fault}
+            group = [(node, update) for node, update in group if not faults[node]]
+            add()
+        for node, update in group:
+            if state := state_after(self.settings, update):
+                self._client_states[node] = state
+
+    def _train_plain(
         self, nodes: Sequence[int], weights: Arrays, number: int, proximal_mu: float
     ) -> Iterator[tuple[int, Update | str]]:
         def run(node: int) -> Update | str:
             client = self.clients[node - 1]
             try:
                 clips = client_clips(self.settings, client, "train")
-                update = fit(
+                return fit(
                     self.settings, client, clips, weights, number, self._client_states.get(node),
                     proximal_mu=proximal_mu,
                 )  # fmt: skip
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
-            return _check_update(update)
 
         yield from zip(nodes, self.pool.map(run, nodes), strict=True)
 
-    def _fast(
+    def _train_fast(
         self, nodes: Sequence[int], weights: Arrays, number: int, proximal_mu: float
     ) -> Iterator[tuple[int, Update | str]]:
         jobs: dict[int, Job] = {}
@@ -162,39 +157,37 @@ class Trainer:
         engine = self._engine_for(weights, proximal_mu)
         if is_adversarial(self.settings, number):
             vgg.load_arrays(engine.anchor, weights)
-            jobs = self._attacked(jobs, evaluation_target(self.settings, engine.anchor))
+            jobs = self._attack_jobs(jobs, evaluation_target(self.settings, engine.anchor))
         rate = learning_rate_in(self.settings, number)
         updates = engine.fit([*jobs.values()], weights, learning_rate=rate)
-        for node, update in zip(jobs, updates, strict=True):
-            yield node, _check_update(update)
+        yield from zip(jobs, updates, strict=True)
 
     def _job(self, node: int, number: int) -> Job:
         settings, client = self.settings, self.clients[node - 1]
         x, y = client_clips(settings, client, "train")
-        plan = local_training.make_schedule(
+        schedule = local_training.make_schedule(
             len(y), epochs=settings.local_epochs, batch_size=settings.batch_size,
             attack=is_adversarial(settings, number),
             generator=client_generator(settings, client, number),
         )  # fmt: skip
-        return Job(x, y, plan, self._client_states.get(node))
+        return Job(x, y, schedule, self._client_states.get(node))
 
-    def _attacked(self, jobs: Mapping[int, Job], aim: torch.nn.Module) -> dict[int, Job]:
-        """The jobs with their attacked clips in place, from batches across all clients."""
-        chosen = [job.plan.attacked.to(job.x.device) for job in jobs.values()]
-        parts = [
-            (job.x[rows], job.y[rows]) for job, rows in zip(jobs.values(), chosen, strict=True)
-        ]
-        x, y = (torch.cat(column) for column in zip(*parts, strict=True))
-        attack = partial(attacks.make_attack(self.settings, self.settings.attack), aim)
-        moved = in_batches(attack, x, y, pool=self.pool) if len(x) else x
-        done = {}
-        each = moved.split([len(rows) for rows in chosen])
-        for (node, job), rows, clips in zip(jobs.items(), chosen, each, strict=True):
-            done[node] = job._replace(x=job.x.index_copy(0, rows, clips))
-        return done
+    def _attack_jobs(self, jobs: Mapping[int, Job], target: torch.nn.Module) -> dict[int, Job]:
+        """Return the jobs with x_adv in place of the clips to be attacked, made in batches across
+        all clients."""
+        rows = {n: job.schedule.attacked.to(job.x.device) for n, job in jobs.items()}
+        x = torch.cat([job.x[rows[node]] for node, job in jobs.items()])
+        y = torch.cat([job.y[rows[node]] for node, job in jobs.items()])
+        attack = partial(attacks.make_attack(self.settings, self.settings.attack), target)
+        x_adv = in_batches(attack, x, y, pool=self.pool) if len(x) else x
+        parts = x_adv.split([len(indices) for indices in rows.values()])
+        return {
+            node: job._replace(x=job.x.index_copy(0, rows[node], part))
+            for (node, job), part in zip(jobs.items(), parts, strict=True)
+        }
 
     def _engine_for(self, weights: Arrays, proximal_mu: float) -> Engine:
-        """The engine, made at the first round: what it captures is used in all rounds."""
+        """Return the engine; it is built in the first round, and its captures serve all rounds."""
         if self._engine is None:
             settings, bf16 = self.settings, uses_bf16(self.settings, self.device)
             model = new_model(settings, len(weights["classifier.2.bias"])).to(self.device)
@@ -203,35 +196,35 @@ class Trainer:
         return self._engine
 
     def statistics(self, nodes: Sequence[int], weights: Arrays) -> Arrays:
-        """The running statistics of batch normalisation over all these nodes' clips."""
+        """Return the batch-norm statistics of all these nodes' training clips in a model."""
         weights = {name: value.to(self.device) for name, value in weights.items()}
 
-        def look(node: int) -> tuple[Arrays, int]:
+        def of_one(node: int) -> tuple[Arrays, int]:
             clips = client_clips(self.settings, self.clients[node - 1], "train")
             return statistics(self.settings, clips, weights), len(clips[1])
 
-        found = map(look, nodes) if self.device != "cpu" else self.pool.map(look, nodes)
-        return vgg.pooled_statistics(found)
+        parts = map(of_one, nodes) if self.device != "cpu" else self.pool.map(of_one, nodes)
+        return batch_norm.pooled_statistics(parts)
 
     def states(self) -> dict[int, dict[str, np.ndarray]]:
-        """What each node keeps, on the host, for a checkpoint."""
+        """Return node -> its client's state, on the host, for a checkpoint."""
         return {
-            node: {name: value.cpu().numpy() for name, value in own.items()}
-            for node, own in self._client_states.items()
+            node: {name: value.cpu().numpy() for name, value in state.items()}
+            for node, state in self._client_states.items()
         }
 
     def local_arrays(self) -> dict[int, Arrays]:
-        """Each node's arrays of its own."""
-        found = {node: local_arrays(state) for node, state in self._client_states.items()}
-        return {node: arrays for node, arrays in found.items() if arrays}
+        """Return node -> its client's local arrays, of clients that have some."""
+        by_node = {node: local_arrays(state) for node, state in self._client_states.items()}
+        return {node: arrays for node, arrays in by_node.items() if arrays}
 
     def restore(self, states: Mapping[int, Mapping[str, np.ndarray]]) -> None:
-        """Put ``states`` back."""
+        """Set the states to those of ``states``."""
         for node, arrays in states.items():
             self._client_states[node] = {k: torch.from_numpy(v) for k, v in arrays.items()}
 
 
-def _check_update(update: Update) -> Update | str:
-    """What a sum over clients may hide is looked at in each."""
+def _fault_in_one(update: Update) -> str | None:
+    """Return the fault of one update that a sum over clients may hide."""
     fault = fault_of_variances(update.weights)
-    return f"refused: {fault}" if fault else update
+    return f"refused: {fault}" if fault else None

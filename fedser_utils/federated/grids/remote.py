@@ -1,61 +1,48 @@
-"""A Flower grid whose clients are elsewhere: in Ray's actors, or in SuperNodes over the network.
+"""A Flower grid whose clients are in other processes: Ray's actors, or SuperNodes over the network.
 
-It carries messages over Flower's own grid. A node may come late, go, and come back: it is known by
-the partition-id it joined with, and whoever has not replied at the deadline is missing.
+It sends messages through Flower's own grid. A node may come late, leave, and come back: it is
+identified by the partition-id it joins with. A client that has not replied at the deadline is
+missing in that round.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedser_utils.core.front_end import SPEECH
 from fedser_utils.core.settings import client_name
-from fedser_utils.data.log_mel import Sums
 from fedser_utils.federated.client_app import JOIN, PACKED, STATISTICS, as_record
-from fedser_utils.federated.grids.base import ClientGrid, size
+from fedser_utils.federated.grids.base import ClientGrid, bytes_of_arrays
+from fedser_utils.federated.grids.join_reply import Joined, read_join
 from fedser_utils.federated.grids.reply_checks import (
     fault_of_confusion,
     fault_of_count,
-    fault_of_sums,
     fault_of_weights,
 )
 from fedser_utils.federated.strategies import RoundError
-from fedser_utils.learning import vgg
+from fedser_utils.learning import batch_norm, vgg
 
 log = logging.getLogger(__name__)
 
-POLL = 0.3  # seconds between two looks for replies
+POLL = 0.3  # seconds between requests for replies
 LATE = 60.0  # seconds that Flower keeps a message beyond the deadline
-PATIENCE = 60.0  # seconds that a run which goes on waits for the last of its clients
-
-
-class Joined(NamedTuple):
-    """What a client said when it joined. counts: emotion -> [training clips, test clips]; sums and
-    counts only of clients with recordings of their own."""
-
-    node: int
-    place: int
-    places: int
-    counts: Mapping[str, list[int]] | None
-    sums: Sums | None
-
-    @property
-    def examples(self) -> int:
-        return sum(train for train, _ in self.counts.values())
+PATIENCE = 60.0  # seconds that a resumed run waits for the last of its clients
+JOIN_TIMEOUT = 600.0  # seconds for a reply to a join message, at most: log-Mels are computed
 
 
 class RemoteGrid(ClientGrid):
-    """grid: Flower's. The clients are known once they have joined (``wait``). bands: of the log-Mel
-    whose sums they send."""
+    """grid: Flower's; timeout: seconds for a reply; bands: of the log-Mel, for the clients' sums.
+    The clients are known after ``wait``."""
 
     def __init__(self, grid: Grid, *, timeout: float, bands: int = SPEECH.bands) -> None:
         super().__init__((), ())
@@ -63,20 +50,20 @@ class RemoteGrid(ClientGrid):
         self.joined: dict[int, Joined] = {}  # by place
         self._refused: set[int] = set()  # nodes
 
-    def wait(self, *, examples: Mapping[str, int] | None, enough: float = 1.0) -> None:
+    def wait(self, examples: Mapping[str, int] | None, *, enough: float = 1.0) -> None:
         """Wait for the clients to join.
 
-        examples: client -> training clips, as known already; None to learn it from the clients,
-        all of which must come then. enough: share of the clients to start with, when some do not
-        come within ``PATIENCE`` seconds. Raises RoundError at the timeout, naming who is missing.
+        examples: client -> training clips; None: all clients must come, and their counts are
+        taken. enough: share of the clients to start with where some do not come within
+        ``PATIENCE`` seconds. Raises RoundError at the timeout, naming the clients that are here.
         """
-        begin = time.monotonic()
+        start = time.monotonic()
         if examples is not None:
             self.clients, self.examples = tuple(examples), tuple(examples.values())
         while True:
             self.admit_new_nodes()
             expected = len(self.clients) or next((j.places for j in self.joined.values()), None)
-            waited = time.monotonic() - begin
+            waited = time.monotonic() - start
             if expected and len(self.joined) == expected:
                 break
             if examples and waited > PATIENCE and len(self.joined) >= max(1, enough * expected):
@@ -89,31 +76,30 @@ class RemoteGrid(ClientGrid):
                 )
             time.sleep(1)
         if examples is None:
-            places = [self.joined[place] for place in sorted(self.joined)]
-            self.clients = tuple(client_name(joined.place) for joined in places)
-            self.examples = tuple(joined.examples for joined in places)
+            self.clients = tuple(client_name(place) for place in sorted(self.joined))
+            self.examples = tuple(self.joined[place].examples for place in sorted(self.joined))
 
     def admit_new_nodes(self) -> None:
-        """Let nodes that are new join."""
+        """Send the join message to nodes that are new, and admit those with a valid reply."""
         online = set(self.grid.get_node_ids())
         nodes = {joined.node for joined in self.joined.values()}
         if not nodes <= online:
-            self._refused.clear()  # one that was refused may be a successor
-        self._refused &= online  # and one that went away may come back mended
-        known = nodes | self._refused
+            self._refused.clear()  # a refused node may be the successor of one that left
+        self._refused &= online  # and one that left may come back repaired
         content = RecordDict({"config": ConfigRecord()})
-        messages = {node: Message(content, node, JOIN) for node in online - known}
-        for node, reply in self._exchange(messages, min(self.timeout, 600)).items():
+        new = online - nodes - self._refused
+        messages = {node: Message(content, node, JOIN) for node in new}
+        for node, reply in self._exchange(messages, min(self.timeout, JOIN_TIMEOUT)).items():
             try:
                 if reply.has_error():
                     raise ValueError(reply.error.reason)
                 self._admit(read_join(node, reply, bands=self.bands), online)
-            except Exception as error:  # whatever it says, the others go on
+            except Exception as error:  # no content of a reply may stop the others
                 self._refused.add(node)
                 log.warning("node %d may not join: %s", node, error)
 
     def _admit(self, new: Joined, online: set[int]) -> None:
-        """Take a node in. Raises ValueError where it contradicts what is known."""
+        """Add a client. Raises ValueError where it contradicts what is known."""
         places = len(self.clients) or next((j.places for j in self.joined.values()), new.places)
         if new.places != places or not 0 <= new.place < places:
             raise ValueError(f"partition {new.place} of {new.places}, where there are {places}")
@@ -130,120 +116,114 @@ class RemoteGrid(ClientGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """The clients' replies to train messages, looked at, errors in place of missing ones."""
+        """Return the checked replies to train messages, errors in place of missing ones."""
         messages = [*messages]
         like = messages[0].content["arrays"].to_torch_state_dict() if messages else {}
-        return self.ask(messages, lambda message, reply: self.checked_reply(message, reply, like))
+        return self._collect(messages, partial(self.checked_update, like=like))
 
-    def _fault(self, message: Message, reply: Message, like: Mapping[str, Tensor]) -> str | None:
-        """As every grid's, after the weights have got their names back."""
+    def _update_fault(
+        self, message: Message, reply: Message, like: Mapping[str, Tensor]
+    ) -> str | None:
+        """As in every grid, after the weights are unpacked."""
         arrays = reply.content.get("arrays", {})
         if PACKED in arrays:
-            vector = arrays.pop(PACKED)
-            named = vgg.unpack(torch.from_numpy(vector.numpy()), like)
-            arrays.update(as_record(named))
-        return super()._fault(message, reply, like)
+            vector = torch.from_numpy(arrays.pop(PACKED).numpy())
+            arrays.update(as_record(vgg.unpack(vector, like)))
+        return super()._update_fault(message, reply, like)
 
-    def ask(
-        self, messages: list[Message], answer: Callable[[Message, Message], Message]
+    def _collect(
+        self, messages: list[Message], checked: Callable[[Message, Message], Message]
     ) -> list[Message]:
-        """Send messages (to nodes 1, 2, ..., with one content); ``answer`` makes of each and its
-        reply what is returned, in the order of the clients."""
+        """Send messages of one content to nodes (1, 2, ...); return ``checked(message, reply)`` of
+        each, or an error, in the order of the clients."""
         if not messages:
             return []
         self.missing = {}
         messages = sorted(messages, key=lambda message: message.metadata.dst_node_id)
         self.admit_new_nodes()
         online = set(self.grid.get_node_ids())
-        outgoing, content = {}, _packed(messages[0].content)  # the same for all
+        content = messages[0].content
+        vector = vgg.pack(dict(content["arrays"].to_torch_state_dict()))
+        packed = RecordDict({"arrays": as_record({PACKED: vector}), "config": content["config"]})
+        outgoing = {}
         for message in messages:
-            here = self.joined.get(message.metadata.dst_node_id - 1)
-            if here and here.node in online:
-                kind = message.metadata.message_type
-                own = Message(content, here.node, kind, ttl=self.timeout + LATE)
-                outgoing[message.metadata.dst_node_id] = own
-        self.sent += sum(size(message) for message in messages[:1]) * len(outgoing)
+            node, kind = message.metadata.dst_node_id, message.metadata.message_type
+            client = self.joined.get(node - 1)
+            if client and client.node in online:
+                outgoing[node] = Message(packed, client.node, kind, ttl=self.timeout + LATE)
+        self.sent += bytes_of_arrays(messages[0]) * len(outgoing)
         replies = self._exchange(outgoing, self.timeout)
-        found = []
+        results = []
         for message in messages:
             node = message.metadata.dst_node_id
-            if node not in outgoing:
-                found.append(self.failure(message, "not connected"))
-            elif node not in replies:
-                found.append(self.failure(message, f"no reply within {self.timeout:g} s"))
+            if node in replies:
+                results.append(checked(message, replies[node]))
             else:
-                found.append(answer(message, replies[node]))
-        return found
+                late = f"no reply within {self.timeout:g} s"
+                reason = late if node in outgoing else "not connected"
+                results.append(self.error_reply(message, reason))
+        return results
 
     def confusions(
-        self, content: RecordDict, expected: pd.DataFrame, keys: Collection[str]
+        self, content: RecordDict, expected: pd.DataFrame, keys: set[str]
     ) -> dict[str, dict[str, list[int]]]:
-        """Ask every client to evaluate: client -> "attack/condition" -> confusion counts, flat.
+        """Let every client evaluate; return client -> "attack/condition" -> confusion counts, flat.
 
         content: arrays and config of the message; expected: (clients, classes) test clips; keys:
-        every "attack/condition" that belongs to an evaluation.
-        Clients that do not reply, or whose counts cannot be, are left out and named.
+        every "attack/condition" of this evaluation. Clients without a valid reply are left out,
+        and are ``missing``; raises RoundError if none is left.
         """
-        found = {}
+        tables = {}
 
-        def answer(message: Message, reply: Message) -> Message:
+        def fault_of(message: Message, reply: Message) -> str | None:
             client = self.client_of(message)
-            if reply.has_error():
-                return self.failure(message, reply.error.reason)
-            try:
-                tables = {key: [*flat] for key, flat in reply.content["metrics"].items()}
-                faults = [fault_of_confusion(t, expected.loc[client]) for t in tables.values()]
-                whole = {*tables} == {*keys}
-                fault = next((f for f in faults if f), None if whole else "other conditions")
-            except Exception as error:
-                fault = f"unreadable, {type(error).__name__}: {error}"
-            if fault:
-                return self.failure(message, f"refused: {fault}")
-            found[client] = tables
-            return reply
+            counts = {key: [*flat] for key, flat in reply.content["metrics"].items()}
+            for flat in counts.values():
+                if fault := fault_of_confusion(flat, expected.loc[client]):
+                    return fault
+            if {*counts} != keys:
+                return "other conditions"
+            tables[client] = counts
+            return None
 
-        self.ask([Message(content, node, "evaluate") for node in self.get_node_ids()], answer)
-        if not found:
+        messages = [Message(content, node, "evaluate") for node in self.get_node_ids()]
+        self._collect(messages, partial(self.checked_reply, fault_of=fault_of))
+        if not tables:
             reasons = "; ".join(f"{client}: {why}" for client, why in self.missing.items())
             raise RoundError(f"no client has evaluated; {reasons}")
-        return found
+        return tables
 
-    def reestimated(
-        self, number: int, weights: ArrayRecord, nodes: Sequence[int], config: ConfigRecord
+    def reestimate_batch_norm(
+        self, number: int, weights: ArrayRecord, nodes: Sequence[int], config: Mapping[str, Any]
     ) -> ArrayRecord:
-        """The running statistics of batch normalisation over these nodes' clips, in the model of
-        these weights. Clients without a sound reply are left out and named; raises RoundError if
-        none is left."""
-        like = dict(weights.to_torch_state_dict())
-        like = {name: value for name, value in like.items() if ".running_" in name}
-        found = []
+        """Return the batch-norm statistics of these nodes' training clips in a model, pooled.
+        Clients without a valid reply are left out, and are ``missing``; raises RoundError if none
+        is left."""
+        model = weights.to_torch_state_dict()
+        like = {name: value for name, value in model.items() if ".running_" in name}
+        parts = []
 
-        def answer(message: Message, reply: Message) -> Message:
-            if reply.has_error():
-                return self.failure(message, reply.error.reason)
-            try:
-                arrays = dict(reply.content["arrays"].to_torch_state_dict())
-                fault = fault_of_weights(arrays, like)
-            except Exception as error:
-                fault = f"unreadable, {type(error).__name__}: {error}"
-            if fault:
-                return self.failure(message, f"refused: {fault}")
-            found.append((arrays, self.examples[message.metadata.dst_node_id - 1]))
-            return reply
+        def fault_of(message: Message, reply: Message) -> str | None:
+            arrays = dict(reply.content["arrays"].to_torch_state_dict())
+            if fault := fault_of_weights(arrays, like):
+                return fault
+            parts.append((arrays, self.examples_of(message)))
+            return None
 
-        config = ConfigRecord(dict(config) | {"server-round": number})
+        config = ConfigRecord({**config, "server-round": number})
         content = RecordDict({"arrays": weights, "config": config})
-        missing, self.missing = self.missing, {}  # of the round itself
-        self.ask([Message(content, node, STATISTICS) for node in nodes], answer)
+        missing = self.missing  # of the round itself
+        messages = [Message(content, node, STATISTICS) for node in nodes]
+        self._collect(messages, partial(self.checked_reply, fault_of=fault_of))
         self.missing = missing | self.missing
-        if not found:
-            raise RoundError(f"round {number}: no client has looked at its batch norm")
-        return as_record(vgg.pooled_statistics(found))
+        if not parts:
+            raise RoundError(f"round {number}: no client has sent batch-norm statistics")
+        return as_record(batch_norm.pooled_statistics(parts))
 
     def _exchange(self, messages: Mapping[int, Message], timeout: float) -> dict[int, Message]:
-        """Send each message; the replies that came in time, by the same keys."""
+        """Send the messages; return the replies that come in time, by the same keys."""
         ids = dict(zip(self.grid.push_messages([*messages.values()]), messages))
-        ids.pop(None, None)  # a node that went away meanwhile
+        ids.pop(None, None)  # a node that left meanwhile
         replies, deadline = {}, time.monotonic() + timeout
         while ids and time.monotonic() < deadline:
             for reply in self.grid.pull_messages([*ids]):
@@ -253,36 +233,3 @@ class RemoteGrid(ClientGrid):
             if ids:
                 time.sleep(POLL)
         return replies
-
-    def client_states(self) -> dict[int, dict]:
-        """None here: these clients keep their optimisers' states themselves."""
-        return {}
-
-    def restore_client_states(self, states: Mapping[int, Mapping]) -> None:
-        """Nothing to do: see ``client_states``."""
-
-
-def _packed(content: RecordDict) -> RecordDict:
-    """A message's content with its weights in one array."""
-    vector = vgg.pack(dict(content["arrays"].to_torch_state_dict()))
-    return RecordDict({"arrays": as_record({PACKED: vector}), "config": content["config"]})
-
-
-def read_join(node: int, reply: Message, *, bands: int = SPEECH.bands) -> Joined:
-    """What a node says when it joins. Raises ValueError for what cannot be."""
-    measures, counts = reply.content["metrics"], reply.content.get("counts")
-    place, places = int(measures["partition-id"]), int(measures["num-partitions"])
-    if counts is None:
-        return Joined(node, place, places, None, None)
-    if {*reply.content} != {"metrics", "counts", "sums"} or not isinstance(counts, MetricRecord):
-        raise ValueError(f"records {', '.join(reply.content)}")
-    flat = [count for pair in counts.values() for count in pair]
-    if any(not isinstance(c, int) or c < 0 for c in flat) or len(flat) != 2 * len(counts):
-        raise ValueError("counts that are none")
-    first, second = (reply.content["sums"][name].numpy() for name in ("first", "second"))
-    sums = Sums(int(measures["frames"]), first, second)
-    joined = Joined(node, place, places, {k: [*v] for k, v in counts.items()}, sums)
-    fault = fault_of_count(joined.examples, None) or fault_of_sums(*sums, (bands,))
-    if fault:
-        raise ValueError(f"{client_name(place)} has {fault}")
-    return joined

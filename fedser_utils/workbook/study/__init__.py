@@ -1,1 +1,1 @@
-"""A study as a whole: its notebooks and runs, what is missing, one page over all."""
+"""A study: its steps and runs, the command that runs what is left, and the page that shows it."""

@@ -1,78 +1,137 @@
-"""One page over all runs: what is done, running and missing for the paper's tables, and the
-figures. Live as ipywidgets, in a notebook or through Voila; elsewhere as a static twin of the same
-tables. Never imports torch.
+"""One page over all runs: their states, what the paper's tables miss, and the figures.
+
+Live as ipywidgets, in a notebook or through Voila; elsewhere as a static twin of the same tables.
+Never imports torch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import PIL.Image
 from IPython.display import HTML, Image
 
-from fedser_utils.core.errors import InputError
+from fedser_utils.analysis.labels import paper_order
+from fedser_utils.core.settings import ROOT
 from fedser_utils.workbook import display
-from fedser_utils.workbook.study import pages, pictures
-from fedser_utils.workbook.study.pages import Page
-from fedser_utils.workbook.study.pictures import Picture
+from fedser_utils.workbook.controls import set_options
+from fedser_utils.workbook.study.dashboard_html import Sections, age, figure_caption, page_sections
+from fedser_utils.workbook.study.run_status import folders
 
-EVERY = 10.0  # seconds between two looks
+INTERVAL = 10.0  # seconds between two refreshes
 WIDTH = 1180  # pixels: fits 1280 with the browser's and Jupyter's margins
-IN_TWIN = ("fig4", "fig5", "fig6")
+TITLES = {
+    "fig4": "Figure 4: UAR by round",
+    "fig5": "Figure 5: UAR by round under four conditions",
+    "fig6": "Figure 6: confusions of randomised adversarial clips",
+    "fig2": "Figure 2: a clip, attacked",
+    "conditions": "UAR by round under four conditions",
+    "clients": "Training clips of each client",
+    "speakers": "UAR of each speaker",
+    "uar_by_epsilon": "UAR against epsilon",
+    "uar_by_steps": "UAR against steps",
+    "transfer": "Whose clips fool whom",
+    "draw": "A draw of the randomisation",
+    "tuning": "The randomisation, tuned",
+    "eot": "UAR against draws per gradient",
+    "security": "Security curve: UAR against epsilon, randomised",
+    "certified": "Certified UAR against the L2 radius",
+}
+TWIN_FIGURES = ("fig4", "fig5", "fig6")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, a PNG. place: the study or run in whose folder it is."""
+
+    place: str
+    path: Path
+
+    @property
+    def title(self) -> str:
+        return TITLES.get(self.path.stem, self.path.stem)
+
+    def read(self) -> tuple[bytes, str]:
+        """Its bytes, and its caption as HTML with the origin (runs, commits) stored in it; no bytes
+        and the reason if it is no whole PNG."""
+        try:
+            data, written = self.path.read_bytes(), self.path.stat().st_mtime
+            with PIL.Image.open(BytesIO(data), formats=["PNG"]) as image:
+                image.verify()
+                origin = str(image.info.get("Description", ""))
+            since = age(written, time.time())
+            return data, figure_caption(self.title, self.place, origin, since)
+        except (OSError, SyntaxError, ValueError) as error:
+            reason = "missing" if isinstance(error, FileNotFoundError) else "not a whole PNG"
+            return b"", f"<p>{escape(f'{self.path.name} of {self.place} is {reason}')}</p>"
+
+
+def find_pictures(outputs: str | Path) -> dict[str, list[Picture]]:
+    """The figures of every study and run, by the name of its folder: studies' first, then runs';
+    each in the order of ``TITLES``."""
+    studies, single = {}, {}
+    for folder in folders(outputs):
+        for place, into in ((folder, studies), (folder / "figures", single)):
+            paths = {path.stem: path for path in place.glob("*.png") if path.name[0] != "."}
+            pictures = [Picture(folder.name, paths[name]) for name in paper_order(paths, TITLES)]
+            if pictures:
+                into[folder.name] = pictures
+    return studies | {name: studies.get(name, []) + rest for name, rest in single.items()}
 
 
 def twin(outputs: str | Path) -> Iterator[Any]:
     """The page without widgets: the same tables, and figures 4 to 6 of every study."""
-    shown = pages.page(outputs)
-    yield HTML(shown.status)
-    yield from (HTML(f'<div style="overflow-x: auto">{html}</div>') for html in shown[1:] if html)
-    for found in pictures.find(outputs).values():
-        for picture in (each for each in found if each.path.stem in IN_TWIN):
-            try:
-                data, origin = pictures.read(picture)
-                yield HTML(pages.caption(picture, origin, now=time.time()))
+    status, *tables = page_sections(outputs)
+    yield HTML(status)
+    yield from (HTML(f'<div style="overflow-x: auto">{html}</div>') for html in tables if html)
+    for pictures in find_pictures(outputs).values():
+        for picture in (p for p in pictures if p.path.stem in TWIN_FIGURES):
+            data, caption = picture.read()
+            yield HTML(caption)
+            if data:
                 yield Image(data, format="png", width=800, alt=f"{picture.title}, {picture.place}")
-            except (InputError, OSError) as error:
-                yield HTML(f"<p>{escape(str(error))}</p>")
 
 
 class StudyDashboard(ipywidgets.VBox):
-    """The page as widgets. It looks again when asked, and, where the kernel has a loop, every few
-    seconds until it is closed."""
+    """The page as widgets. It reads the folder anew on a button, and, where the kernel has a loop,
+    every few seconds until it is closed."""
 
-    def __init__(self, outputs: str | Path, *, every: float = EVERY) -> None:
-        """outputs: the folder of the runs; every: seconds between two looks."""
+    def __init__(self, outputs: str | Path, *, interval: float = INTERVAL) -> None:
+        """outputs: the folder of the runs; interval: seconds between two refreshes."""
         self.outputs = Path(outputs)
         self._pictures: Mapping[str, list[Picture]] = {}
-        self._drawn: tuple[Path, float] | None = None
-        self._parts = Page(*(_scrolled() for _ in Page._fields))
+        self._sections = Sections(*(_scrolled() for _ in Sections._fields))
         self.place, self.figure = _choice("Study or run"), _choice("Figure")
-        self.button = ipywidgets.Button(description="Refresh", tooltip="Look at the folder again")
+        self.button = ipywidgets.Button(description="Refresh", tooltip="Read the folder again")
         # no tooltip for the image: ipywidgets' page then fails to draw it
         self.image = ipywidgets.Image(layout={"max_width": "100%", "object_fit": "contain"})
         self.caption = ipywidgets.HTML()
         choices = ipywidgets.HBox([self.place, self.figure], layout={"flex_flow": "row wrap"})
-        tables = [self._parts.runs, self._parts.needs, self._parts.commands]
-        parts = [self._parts.status, self.button, *tables, choices, self.image, self.caption]
+        status, *tables = self._sections
+        parts = [status, self.button, *tables, choices, self.image, self.caption]
         super().__init__(parts, layout={"max_width": f"{WIDTH}px"})
         self.refresh()
         self.button.on_click(lambda _: self.refresh())
         self.place.observe(lambda _: self._offer(), "value")
         self.figure.observe(lambda _: self._draw(), "value")
-        self._task = _in_loop(partial(self._keep, every))
+        self._task = _in_loop(partial(self._keep_fresh, interval))
 
     def refresh(self) -> None:
-        """Look at the folder again; what has not changed is left alone."""
-        for part, html in zip(self._parts, pages.page(self.outputs), strict=True):
+        """Read the folder again; what has not changed is left alone."""
+        for part, html in zip(self._sections, page_sections(self.outputs), strict=True):
             part.value, part.layout.display = html, None if html else "none"
-        self._pictures = pictures.find(self.outputs)
-        _set_options(self.place, [(name, name) for name in self._pictures])
+        self._pictures = find_pictures(self.outputs)
+        set_options(self.place, [(name, name) for name in self._pictures])
         self._offer()
 
     def close(self) -> None:
@@ -80,32 +139,21 @@ class StudyDashboard(ipywidgets.VBox):
             self._task.cancel()
         super().close()
 
-    async def _keep(self, every: float) -> None:
+    async def _keep_fresh(self, interval: float) -> None:
         while self.comm is not None:
-            await asyncio.sleep(every)
+            await asyncio.sleep(interval)
             self.refresh()
 
     def _offer(self) -> None:
-        own = self._pictures.get(self.place.value, [])
-        _set_options(self.figure, [(picture.title, picture.path) for picture in own])
+        """Offer the chosen folder's figures, and show the chosen one."""
+        pictures = self._pictures.get(self.place.value, [])
+        set_options(self.figure, [(picture.title, picture) for picture in pictures])
         self._draw()
 
     def _draw(self) -> None:
-        """Show the chosen figure, if it is not the one that is shown."""
-        own = self._pictures.get(self.place.value, [])
-        picture = next((each for each in own if each.path == self.figure.value), None)
-        try:
-            drawn = (picture.path, picture.path.stat().st_mtime) if picture else None
-            if picture and drawn != self._drawn:
-                self.image.value, origin = pictures.read(picture)
-                self.caption.value = pages.caption(picture, origin, now=time.time())
-            said = ""
-        except (InputError, OSError) as error:
-            drawn, said = None, f"<p>{escape(str(error))}</p>"
-        if drawn is None:
-            self.image.value, self.caption.value = b"", said
-        self.image.layout.display = None if drawn else "none"
-        self._drawn = drawn
+        data, caption = self.figure.value.read() if self.figure.value else (b"", "")
+        self.image.value, self.caption.value = data, caption
+        self.image.layout.display = None if data else "none"
 
 
 def _scrolled() -> ipywidgets.HTML:
@@ -119,15 +167,6 @@ def _choice(label: str) -> ipywidgets.Dropdown:
     return ipywidgets.Dropdown(description=label, style=style, layout=layout)
 
 
-def _set_options(choice: ipywidgets.Dropdown, options: Sequence[tuple[str, Any]]) -> None:
-    """Give a choice its options; what is chosen stays while it is among them, else the first is."""
-    options, chosen = tuple(options), choice.value
-    if choice.options != options:
-        choice.options = options
-        values = [value for _, value in options]
-        choice.value = chosen if chosen in values else next(iter(values), None)
-
-
 def _in_loop(work: Any) -> asyncio.Task | None:
     """Start a coroutine in the kernel's loop; None where there is none."""
     try:
@@ -137,6 +176,8 @@ def _in_loop(work: Any) -> asyncio.Task | None:
     return loop.create_task(work())
 
 
-def show(outputs: str | Path) -> None:
-    """Display the page: widgets where somebody can use them, otherwise their twin."""
-    display.show(partial(StudyDashboard, outputs), partial(twin, outputs))
+def show(outputs: str | Path | None = None) -> None:
+    """Display the page on the runs in ``outputs``: widgets where somebody can use them, otherwise
+    their twin. None: the folder that FEDSER_OUTPUTS names, or the repository's outputs/."""
+    folder = outputs or os.environ.get("FEDSER_OUTPUTS", ROOT / "outputs")
+    display.show(partial(StudyDashboard, folder), partial(twin, folder))

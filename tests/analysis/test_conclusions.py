@@ -1,4 +1,4 @@
-"""Remedies with a planted gain, a planted harm and a planted nothing, told by name."""
+"""Interventions with a planted gain, a planted harm and a planted nothing, told by name."""
 
 import dataclasses
 
@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedser_utils.analysis.heterogeneity import interventions, lessons, obstacles
-from fedser_utils.analysis.heterogeneity.outcomes import outcomes as outcomes_of
-from fedser_utils.analysis.heterogeneity.outcomes import table as table_of
+from fedser_utils.analysis.heterogeneity import conclusions, interventions
+from fedser_utils.analysis.heterogeneity.outcomes import intervention_table, measure_outcomes
 from fedser_utils.core.errors import InputError
-from fedser_utils.core.settings import Settings, load_settings
+from fedser_utils.core.presets import load_settings
+from fedser_utils.core.settings import Settings
 
 CLASSES = np.array(["anger", "fear", "joy"])
 GIVEN = load_settings("smoke", rounds=4, local_epochs=1)
@@ -37,10 +37,10 @@ def clips_of(seed):
     return clips.assign(split="test", client=clips["speaker"])
 
 
-def run(remedy, seed, right, *, rounds=(30, 45, 60, 75), attacked=None):
+def run(intervention, seed, right, *, rounds=(30, 45, 60, 75), attacked=None):
     """A run that recognises the clips of ``right`` (an array), fewer under attack."""
     clips = clips_of(seed)
-    facts = {"run": f"{remedy}-{seed}", "model": "nature", "round": 4, "draw": 0}
+    facts = {"run": f"{intervention}-{seed}", "model": "nature", "round": 4, "draw": 0}
     rows = clips.rename(columns={"emotion": "y_true"})[["clip", "speaker", "y_true"]]
     wrong = np.roll(CLASSES, 1)[np.searchsorted(CLASSES, rows["y_true"])]
     attacked = right & (np.arange(240) % 5 == 0) if attacked is None else attacked
@@ -55,7 +55,7 @@ def run(remedy, seed, right, *, rounds=(30, 45, 60, 75), attacked=None):
         )
     ]  # fmt: skip
     learnt = pd.DataFrame({"round": range(1, 5), "uar": rounds, "condition": "original"})
-    settings = dataclasses.replace(interventions.apply(GIVEN, remedy), seed=seed)
+    settings = dataclasses.replace(interventions.apply(GIVEN, intervention), seed=seed)
     return Made(settings, {"clips": clips, "predictions": pd.concat(parts), "rounds": learnt})
 
 
@@ -87,16 +87,16 @@ def runs():
 
 @pytest.fixture(scope="module")
 def outcomes(runs):
-    return outcomes_of(runs)
+    return measure_outcomes(runs)
 
 
 @pytest.fixture(scope="module")
 def table(runs, outcomes):
-    return table_of(runs, outcomes, targets=[60, 90])
+    return intervention_table(runs, outcomes, targets=[60, 90])
 
 
 def test_the_table_by_hand(table, runs):
-    found = table.set_index("remedy")
+    found = table.set_index("intervention")
     assert found["settings"]["as given"] == "-"
     assert found["settings"]["FedProx"] == "strategy FedProx, proximal_mu 0.01"
     assert found["computing"].tolist() == [1, 1, 1, 1, 1, 2]
@@ -124,11 +124,11 @@ def test_the_table_by_hand(table, runs):
 
 
 def test_what_was_planted_is_named(table, outcomes):
-    lines = lessons.lessons(table, outcomes)
+    lines = conclusions.conclude(table, outcomes)
     assert lines[0].startswith("FedProx helps: +")
-    assert "(n = 240 test clips, 4 rounds, 2 seeds), and this holds when all 5" in lines[0]
+    assert "(n = 240 test clips, 4 rounds, 2 seeds), also when all 5" in lines[0]
     assert any(line.startswith("smaller learning rate hurts: -") for line in lines)
-    unclear = next(line for line in lines if "cannot be told apart" in line)
+    unclear = next(line for line in lines if line.startswith("Undecided"))
     assert "level rms" in unclear
     assert "more local epochs +0.0 [+0.0, +0.0]" in unclear
     assert "FedProx" not in unclear
@@ -143,27 +143,29 @@ def test_what_was_planted_is_named(table, outcomes):
 
 
 def test_rounds_and_their_price(table, outcomes):
-    line = next(v for v in lessons.lessons(table, outcomes) if v.startswith("60 % UAR"))
-    assert "as given 3.0 rounds; more local epochs 1.0 (2.0 sooner), the computing of 2.0" in line
-    assert "FedProx 2.0 (1.0 sooner)" in line
+    line = next(v for v in conclusions.conclude(table, outcomes) if v.startswith("60 % UAR"))
+    assert "as given 3.0 rounds; more local epochs 1.0 (-2.0 rounds), the computing of 2.0" in line
+    assert "FedProx 2.0 (-1.0 rounds)" in line
     assert "not reached in every seed: smaller learning rate" in line
     price = "A round's computing is not the same for all: more local epochs 2.0 times that"
-    assert any(v.startswith(price) for v in lessons.lessons(table, outcomes))
+    assert any(v.startswith(price) for v in conclusions.conclude(table, outcomes))
 
 
 def test_cautions(table, runs):
-    several = " ".join(lessons.cautions(table))
+    several = " ".join(conclusions.cautions(table))
     assert "With one seed" not in several
     assert "chance (" not in several
     guessed = table.assign(uar=33.0, ci_low=33.0)
-    assert "ends at 33.0 % UAR, which is not above chance (33.3 %)" in lessons.cautions(guessed)[0]
-    assert "5 remedies are compared with one baseline" in several
+    assert (
+        "ends at 33.0 % UAR, which is not above chance (33.3 %)" in conclusions.cautions(guessed)[0]
+    )
+    assert "5 interventions are compared with one baseline" in several
     one = {name: made[:1] for name, made in runs.items() if name in ("as given", "level rms")}
-    found = outcomes_of(one)
-    alone = " ".join(lessons.lessons(table_of(one, found, targets=[60]), found))
+    found = measure_outcomes(one)
+    alone = " ".join(conclusions.conclude(intervention_table(one, found, targets=[60]), found))
     assert "With one seed" in alone
     assert "wider than 10 points; n = 240 test clips" in alone
-    assert "remedies are compared" not in alone
+    assert "interventions are compared" not in alone
 
 
 def test_seeds_that_disagree_conclude_nothing():
@@ -171,49 +173,49 @@ def test_seeds_that_disagree_conclude_nothing():
         {"gain_low": [1, 1, -2, -2, -1], "gain_high": [2, 2, -1, -1, 1], "better": [2, 1, 0, 1, 2],
          "seeds": 2}
     )  # fmt: skip
-    assert lessons.judged(rows).tolist() == [
-        "helps", "seeds disagree", "hurts", "seeds disagree", "cannot be told apart"
+    assert conclusions.verdicts(rows).tolist() == [
+        "helps", "seeds disagree", "hurts", "seeds disagree", "undecided"
     ]  # fmt: skip
 
 
 def test_nothing_to_compare_with(runs):
     with pytest.raises(InputError, match="as given"):
-        outcomes_of({"FedProx": runs["FedProx"]})
+        measure_outcomes({"FedProx": runs["FedProx"]})
     other = {"as given": runs["as given"][:1], "FedProx": runs["FedProx"][1:]}
-    found = outcomes_of(other)
-    table = table_of(other, found, targets=[60])
-    assert lessons.lessons(table, found) == [
-        "No remedy was trained with a seed that was also trained as given."
+    found = measure_outcomes(other)
+    table = intervention_table(other, found, targets=[60])
+    assert conclusions.conclude(table, found) == [
+        "No intervention was trained with a seed that was also trained as given."
     ]
 
 
-def test_obstacles_say_what_was_measured(table):
+def test_obstacles_tell_what_was_measured(table):
     drift = pd.DataFrame(
         {"client": [*"abcd"], "corpus": [*"xxyy"], "cosine": 0.5, "relative": [0.01, 0.02] * 2,
          "inside": [0.4, 0.5, 0.4, 0.5], "outside": 0.1}
     )  # fmt: skip
-    lines = obstacles.obstacles(drift=drift, table=table)
-    assert "move the weights by 1.0 to 2.0 % of their norm" in lines[0]
+    lines = conclusions.obstacles(drift=drift, table=table)
+    assert "a length of 1.0 to 2.0 % of the weights' norm" in lines[0]
     assert lines[1].startswith("Updates of different corpora point apart: cosine 0.45 inside a ")
-    assert lines[2].startswith("Aimed at this: FedProx +")
+    assert lines[2].startswith("Interventions against this: FedProx +")
     assert "(helps)" in lines[2]
     alike = drift.assign(inside=[0.2, 0.0, 0.3, -0.1])
-    assert "cannot be told" in obstacles.obstacles(drift=alike)[1]
+    assert "is undecided" in conclusions.obstacles(drift=alike)[1]
     alone = drift.assign(outside=np.nan)
-    assert "too few" in obstacles.obstacles(drift=alone)[1]
+    assert "Too few" in conclusions.obstacles(drift=alone)[1]
 
     layers = pd.DataFrame(
         {"corpus": ["all", "all", "x", "x"], "layer": [1, 2] * 2, "variance_shift": 0.1,
          "mean_shift": [0.1, 0.1, 0.2, 0.6]}
     )  # fmt: skip
-    found = obstacles.obstacles(batch_norm=layers)
-    assert "x 0.40; all corpora together 0.10. 1 of 1 corpora is further" in found[0]
-    assert found[1] == "x is furthest in layer 2 of 2 (0.60)."
+    found = conclusions.obstacles(batch_norm=layers)
+    assert "x 0.40; all corpora together 0.10, less than 1 of 1 corpora." in found[0]
+    assert found[0].endswith("x is furthest in layer 2 of 2 (0.60).")
 
     inputs = pd.DataFrame({"corpus": [*"xy"], "n": 9, "distance": [0.2, 0.4], "loudness": -0.1})
-    assert "y 0.40 (of which level -0.10), x 0.20" in obstacles.obstacles(inputs=inputs)[0]
+    assert "y 0.40 (of which level -0.10), x 0.20" in conclusions.obstacles(inputs=inputs)[0]
     labels = pd.DataFrame(
         {"client": [*"ab"], "distance": [0.1, 0.5], "by_chance": 0.1, "classes": 2, "n": 9}
     )
-    assert "furthest b (0.50, 2 classes in 9 clips)" in obstacles.obstacles(labels=labels)[0]
-    assert obstacles.obstacles() == []
+    assert "furthest b (0.50, 2 classes in 9 clips)" in conclusions.obstacles(labels=labels)[0]
+    assert conclusions.obstacles() == []
