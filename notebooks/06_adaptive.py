@@ -66,8 +66,9 @@ folder = settings.folder
 # ## Run
 #
 # On every model of the study: the paper's protocol, then PGD with momentum over $k$ draws per
-# gradient, each $k$ with as many gradients and starting from the last one's clips, then on the
-# margin's loss, then the Adversarial Robustness Toolbox's Auto-PGD. On one model, what the
+# gradient, each $k$ with as many gradients and starting from the last one's clips, then the same on
+# the margin's loss. The Adversarial Robustness Toolbox's Auto-PGD is tried last; it starts afresh,
+# and returns unattacked the clips that one noisy decision has wrong. On one model, what the
 # checklist needs besides. The evidence stays in each run's `adaptive.parquet` and
 # `checklist.parquet`.
 
