@@ -47,7 +47,7 @@ paper: $(STAMP)  ## all notebooks as in the paper, on a GPU node: make paper COR
 test: $(STAMP)  ## install, then run the tests (under 6 minutes on two cores, installation apart)
 	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder
 
-# what takes longer, in parts; each is a target of its own
+# what takes longer, in parts; each is a separate target
 test-all: test-notebooks test-runtimes test-benchmarks test-rest test-browser  ## the rest (under 40 minutes), in parts
 
 test-notebooks: $(STAMP)  ## all notebooks through papermill

@@ -165,7 +165,9 @@ def draw_widgets(outputs: Path, folder: Path) -> dict[str, Record]:
     records = {}
     with tempfile.TemporaryDirectory() as drawn:
         environment = os.environ | {"FEDSER_FILM": str(outputs), "FEDSER_PICTURES": drawn}
-        subprocess.run([*command, "-k", "not monitor"], cwd=ROOT, env=environment)
+        done = subprocess.run([*command, "-k", "not monitor"], cwd=ROOT, env=environment)
+        if done.returncode:
+            raise LeftError("the tests in Chromium that draw it failed")
         for name, picture in PICTURES.items():
             if not picture.source and (Path(drawn) / name).exists():
                 shutil.copyfile(Path(drawn) / name, folder / name)

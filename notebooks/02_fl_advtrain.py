@@ -92,7 +92,8 @@ scores.round(2)
 # %% [markdown]
 # **Read it so.** The row `none`, `original` is the model without any attacker. An attack that did
 # nothing would leave `adversarial` as high as that; a randomisation that did nothing would leave
-# `randomised_adversarial` as low as `adversarial`. A difference within the intervals is none.
+# `randomised_adversarial` as low as `adversarial`. These intervals are each condition's own: `05`
+# compares two conditions on the same clips, clip by clip.
 
 # %% [markdown]
 # ## UAR against the round, under the four conditions (Fig. 5)

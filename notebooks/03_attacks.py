@@ -13,9 +13,9 @@
 # $$\text{PGD (Eq. 2):}\quad x_{t+1} = \Pi_{\|x' - x\|_\infty \le \epsilon}\Big(x_t +
 # \alpha\,\mathrm{sign}\big(\nabla_x L(f(x_t), y)\big)\Big)$$
 #
-# DeepFool (Eq. 3) has no budget $\epsilon$: it steps to the nearest linearised boundary between
-# the predicted class $c$ and another class $k$, and in the end passes it by the factor
-# $1 + \zeta$. With $g_k = \nabla_x f_k - \nabla_x f_c$:
+# DeepFool (Eq. 3) has no budget $\epsilon$ and does not use $y$: it steps to the nearest
+# linearised boundary between the predicted class $c$ and another class $k$, and in the end passes
+# it by the factor $1 + \zeta$; a clip that was wrong before may become right. With $g_k = \nabla_x f_k - \nabla_x f_c$:
 #
 # $$\delta_t = \frac{|f_k(x_t) - f_c(x_t)|}{\|g_k\|_2^2}\,g_k
 # \quad\text{for the}\quad k = \arg\min_{j \ne c}

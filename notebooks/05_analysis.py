@@ -71,6 +71,8 @@ analysis.save_table(results, table3, "table3", title).round(2)
 # **Read it so.** If the defences worked, the rows `adversarial` of the models trained with an
 # attack are above nature's, and `randomised_adversarial` above `adversarial`, with intervals that
 # do not meet. If they did not, these rows would be near nature's under the same attack.
+# DeepFool moves every clip over the nearest boundary, also those that were wrong before: what is
+# right after it is mostly these, so its UAR is no measure of robustness (`03` has its distances).
 
 # %% [markdown]
 # ## What the defences gain
@@ -104,10 +106,10 @@ title = "Federated and centralised training, UAR [%]."
 analysis.save_table(results, central, "centralised", title)
 
 # %% [markdown]
-# **Read it so.** A large `delta` with a difference near 0 means few clips, not a price. Nothing
-# averages the pooled model's weights, so they jump about where the federated one's do not: if
-# `central_low` and `central_high` (over the second half of the rounds) are further apart than the
-# difference, its last round may have been a bad one. Without a centralised run the table is empty.
+# **Read it so.** A large `delta` with a difference near 0 means few clips, not a price. Both models
+# differ from round to round: where `central_low` and `central_high`, or the federated pair (over
+# the second half of the rounds), are further apart than the difference, the last round may have
+# been a bad one of either. Without a centralised run the table is empty.
 
 # %% [markdown]
 # ## Is everyone protected?
@@ -174,8 +176,9 @@ picture = figures.four_conditions(results.rounds, caption=results.caption)
 analysis.save_figure(results, picture, "fig5")
 
 # %% [markdown]
-# **Read it so.** Under attack (c) nature falls and the adversarially trained models do not; (d)
-# lies above (c) where randomisation helps. If (c) looked like (a), the attacks would be too weak to
+# **Read it so.** Under attack (c) all fall; adversarial training helps where a model falls less
+# than nature does under the attack that it was trained with (it is not shown another). (d) lies
+# above (c) where randomisation helps against an attacker who does not know of it. If (c) looked like (a), the attacks would be too weak to
 # test anything.
 
 # %% [markdown]

@@ -17,7 +17,7 @@
 # \approx \frac{1}{k} \sum_{i=1}^{k} \nabla_x L(f(t_i(x)), y), \qquad
 # x \leftarrow \Pi_{\epsilon} \big( x + \alpha \, \mathrm{sign}(m) \big), $$
 #
-# with momentum $m$ over the steps' gradients. The security curve is the recognition that is left as
+# where $m$ is 0.9 times the former step's $m$ plus $g$, scaled to a mean size of 1. The security curve is the recognition that is left as
 # the budget grows:
 #
 # $$ R(\epsilon) = \mathrm{UAR} \big( f(t(x + \delta_\epsilon)), y \big), \qquad
@@ -89,8 +89,9 @@ figures.save(picture, folder, "eot", origin=study.origin, rows=rows)
 
 # %% [markdown]
 # **Read it so.** If the randomisation withstood an attacker who knows of it, the curves would stay
-# near the claim in the last table, however many draws. A curve that still falls at its right end
-# says that the attack has not converged: what it leaves is an upper bound.
+# near the claim in the last table. Each $k$ goes on from the clips of the one before it with as many
+# gradients again, so a falling curve says that effort pays, not whether draws or steps do; one that
+# still falls at its right end has not converged, and what it leaves is an upper bound.
 
 # %% [markdown]
 # ## The security curve
@@ -126,9 +127,10 @@ with pd.option_context("display.max_colwidth", None):
     display(items.round(1).style.hide())
 
 # %% [markdown]
-# **Read it so.** The attack is sound where all items pass. A failed item does not say that the
-# defence is weak; its last column says what it means, mostly that a number above flatters the
-# defence.
+# **Read it so.** A failed item says that a number above may flatter the defence; its last column
+# says how. That all pass proves nothing (Carlini et al. call such a list neither necessary nor
+# sufficient), and item 17 fails here always: one seed is tested. Item 11's attacks take one draw
+# for the truth and are weak on a randomised model, so that it passes says little.
 
 # %% [markdown]
 # ## A defence with a certificate: randomised smoothing
@@ -149,7 +151,9 @@ figures.save(picture, folder, "certified", origin=study.origin, rows=rows)
 
 # %% [markdown]
 # **Read it so.** At each radius, this much is left under any attacker within that $L_2$ norm,
-# however adaptive. A curve that starts near chance says that the noise alone destroys the
+# however adaptive, each clip with 99.9 % confidence; clips on which the vote abstains count as
+# wrong. An $L_\infty$ ball of $\epsilon$ reaches $\epsilon \sqrt{W H}$ in $L_2$: compare the
+# largest radius with that before calling it protection. A curve that starts near chance says that the noise alone destroys the
 # recognition: the certificate is then true, and worth nothing.
 
 # %%
@@ -176,8 +180,8 @@ claims.round(1)
 
 # %% [markdown]
 # **Read it so.** If the claim held, `adaptive` would equal `claimed`, and the interval of the
-# difference would hold 0. Where `adaptive` is at or below `undefended`, the randomisation gives
-# nothing against an attacker who knows of it.
+# difference would hold 0. `undefended` is left by the paper's attack, which is weaker than the
+# adaptive one: what the randomisation gives is the gap in the security curve at that epsilon.
 #
 # **Next.** `07_heterogeneity` asks what becomes of model and defence where clients are not alike;
 # `08_dashboard` shows all runs together.

@@ -14,6 +14,12 @@ from fedser_utils.core.settings import ROOT, Settings
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FORMER = "names.md"  # its left column lists names that no longer exist
+FORMER_NAMES = {  # of the package before its rooms: dotted name -> parameters, if it has any
+    name: parameters.rstrip(")").split(", ")
+    for name, _, parameters in (
+        line.partition("(") for line in (ROOT / "tests/former_names.txt").read_text().splitlines()
+    )
+}
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "."}
 ENDINGS = (".py", ".ipynb", ".yaml", ".yml", ".toml", ".md", ".txt", ".cff")
 WRITTEN = ("outputs/", "deploy/keys", "deploy/data")  # by a run or a script; reference/ is stored
@@ -135,17 +141,43 @@ def wrong_keywords(function, keywords):
 
 
 def broken_present_names(text):
-    """Names of rooms in the second column of a table former | present that do not resolve."""
+    """Names of rooms in the second column of a table former | present that do not resolve, and
+    parameters that they do not have."""
     rooms = "|".join(path.parent.name for path in (ROOT / "fedser_utils").glob("*/__init__.py"))
     for line in text.splitlines():
         if line.startswith("| `"):
-            for name in re.findall(rf"`((?:{rooms})\.[\w.]+)", line.split("|")[2]):
-                if not is_name(name):
+            named = re.findall(rf"`((?:{rooms})\.[\w.]+)(?:\(([^`()]*)\))?", line.split("|")[2])
+            for name, parameters in named:
+                value = value_of(name)
+                if value is None:
                     yield name
+                elif parameters:
+                    yield from {*bare(parameters)} - {*inspect.signature(value).parameters}
 
 
-def is_name(dotted):
-    """Whether this is a module of the package, or something in one: ``core.runs.Run.table``."""
+def broken_former_names(text):
+    """Names in the first column, or listed as without a successor, that the package did not have
+    before its rooms, and parameters that they did not have. Left out: the table of commands."""
+    names = [
+        name
+        for line in text.partition("\n## Modules\n")[2].splitlines()
+        for name in re.findall(r"`([^`]+)`", line.split("|")[1] if line[:1] == "|" else line)
+    ]
+    for whole in names:
+        name, _, parameters = whole.rstrip(")").partition("(")
+        if name in FORMER_NAMES:
+            yield from {*bare(parameters)} - {*FORMER_NAMES[name]}
+        else:
+            yield name
+
+
+def bare(parameters):
+    """The names in ``x, steps=, *names``."""
+    return [p.strip(" *=") for p in parameters.split(",") if p.strip()]
+
+
+def value_of(dotted):
+    """A module of the package, or something in one: ``core.runs.Run.table``; None if neither."""
     parts = ["fedser_utils", *dotted.split(".")]
     for count in range(len(parts), 1, -1):
         try:
@@ -154,9 +186,15 @@ def is_name(dotted):
             continue
         for part in parts[count:]:
             fields = getattr(value, "__dataclass_fields__", {})
-            value = fields.get(part) or getattr(value, part, None)
-        return value is not None
-    return False
+            value = fields.get(part, getattr(value, part, attribute(value, part)))
+        return value
+    return None
+
+
+def attribute(value, name):
+    """The line of a class that sets ``self.name``; None if there is none."""
+    source = inspect.getsource(value) if inspect.isclass(value) else ""
+    return re.search(rf"\bself\.{name}\b[^=\n]*=[^=].*", source)
 
 
 def resolve(module, name):
@@ -193,8 +231,9 @@ class TestPage:
             assert not [*broken_names(source)]
 
 
-def test_present_names_resolve():
+def test_former_names_existed_and_present_names_resolve():
     text = (ROOT / "docs" / FORMER).read_text()
+    assert not [*broken_former_names(text)]
     assert not [*broken_present_names(text)]
 
 
@@ -233,6 +272,11 @@ def test_every_notebook_and_every_documented_target_is_named():
         (broken_present_names, "| `features.pool` | `data.log_mel.pool` |"),
         (broken_present_names, "| `runs.Run.rows` | `core.runs.Run.rows` |"),
         (broken_present_names, "| `features` | `data.features` |"),
+        (broken_present_names, "| `runs.Run.kept` | `core.runs.Run.cached(table)` |"),
+        (broken_former_names, "\n## Modules\n| `feature` | `data.log_mel` |"),
+        (broken_former_names, "\n## Modules\n| `grids.ClientGrid.checked_reply` | |"),
+        (broken_former_names, "\n## Modules\n| `attacks.fgsm(clips=)` | |"),
+        (broken_former_names, "\n## Modules\nNo longer needed: `canvas.HERZ`."),
         (broken_names, "from fedser_utils.learning import vgg\nvgg.folded(1)"),
         (broken_names, "from fedser_utils import attacks\nattacks.fgsm(m, x, y, eps=1)"),
     ],

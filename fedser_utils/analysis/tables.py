@@ -18,6 +18,7 @@ from fedser_utils.analysis.labels import (
     terms,
 )
 from fedser_utils.analysis.metrics import scores, uar_interval
+from fedser_utils.core.count_tables import is_counted
 
 # the paper's Table 3 (DEMoS, 300 rounds): UAR in percent by model, then attack, per condition
 PAPER = {
@@ -179,11 +180,13 @@ def caption(
     is shown); hardware: of ``core.runs.hardware``.
     """
     clients = clips.loc[clips["split"] == "train", "client"].nunique()
-    names = " + ".join(Path(entry).name for entry in corpus.split(","))
+    of = f"corpus {' + '.join(Path(entry).name for entry in corpus.split(','))}"
+    if is_counted(clips["clip"]):  # the server of a deployment has no corpus
+        of = "its clients' recordings"
     n = (clips["split"] == "test").sum()
     runs, rounds = predictions["run"].nunique(), predictions["round"].max()
     return (
-        f"Study {study} on corpus {names}: {clients} clients, n = {n} test clips, {rounds} rounds, "
+        f"Study {study} on {of}: {clients} clients, n = {n} test clips, {rounds} rounds, "
         f"{runs} run{'s' if runs > 1 else ''}, {seeds_text(predictions['seed'])}, trained on "
         f"{' in '.join(hardware.values())}."
     )

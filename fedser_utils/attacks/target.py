@@ -84,7 +84,7 @@ def check_model(model: Model, x: Tensor) -> None:
             if parameter.device != x.device:
                 raise ValueError(f"the model is on {parameter.device}, x on {x.device}")
     if not torch.isfinite(x).all():
-        raise ValueError("x holds NaN or infinite values")
+        raise ValueError("x contains NaN or infinite values")
 
 
 def prepare(

@@ -17,11 +17,18 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def run(parser: Parser, work: Callable[..., None], arguments: Sequence[str] | None = None) -> int:
-    """Call ``work`` with the parsed arguments as keywords and return the command's exit code."""
+def run(
+    parser: Parser,
+    work: Callable[..., None],
+    arguments: Sequence[str] | None = None,
+    *,
+    expected: tuple[type[Exception], ...] = (OSError, RuntimeError),
+) -> int:
+    """Call ``work`` with the parsed arguments as keywords and return the command's exit code.
+    expected: exceptions that, as InputError, end it in one line and not in a traceback."""
     try:
         work(**vars(parser.parse_args(arguments)))
-    except (InputError, OSError, RuntimeError) as error:
+    except (InputError, *expected) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -38,7 +38,7 @@ def notebook_settings(namespace: Mapping[str, Any]) -> tuple[Settings, SimpleNam
         _prepare_shell(namespace["get_ipython"]())
     cell, *injected = (text for text in namespace["In"] if text.startswith("# Parameters"))
     declared, known = _assignments(cell), {spec.name for spec in fields(Settings)}
-    given = declared.keys() | {name for text in injected for name in _assignments(text)}
+    given = declared.keys() | {name for text in injected for name in _assigned(text)}
     for name in sorted(given):
         choose("parameter", name, sorted(declared.keys() | known), listed=LISTED)
     settings = load_settings(**{name: namespace[name] for name in given & known})
@@ -48,6 +48,13 @@ def notebook_settings(namespace: Mapping[str, Any]) -> tuple[Settings, SimpleNam
         value = defaults.get(name) if namespace[name] is None else namespace[name]
         values[name] = _checked(name, value, *declared[name])
     return settings, SimpleNamespace(**values)
+
+
+def _assigned(cell: str) -> set[str]:
+    """The names that a cell assigns to; papermill writes NaN as a call, which is no literal."""
+    nodes = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    targets = [t for n in nodes for t in (n.targets if isinstance(n, ast.Assign) else [n.target])]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def _assignments(cell: str) -> dict[str, tuple[str, Any]]:

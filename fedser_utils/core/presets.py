@@ -45,7 +45,9 @@ def load_settings(preset: str | None = None, **parameters: Any) -> Settings:
     known = sorted(spec.name for spec in fields(Settings))
     for name in [*values, *given]:
         choose("parameter", name, known, listed="in docs/settings.md")
-    return Settings(**(values | given | {"preset": preset}))
+    settings = Settings(**(values | given | {"preset": preset}))
+    object.__setattr__(settings, "explicit", frozenset(given))
+    return settings
 
 
 def page_defaults(preset: str) -> dict[str, Any]:

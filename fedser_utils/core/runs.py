@@ -200,7 +200,22 @@ def study_runs(settings: Settings) -> list[Run]:
             raise InputError(f"study {study!r} holds runs {fault}: {ids}")
         log.warning("study %s: %d groups of runs, using %s", study, len(groups), *same)
         groups = same
-    return [run for run in runs if run.config["setting"] in groups]
+    runs = [run for run in runs if run.config["setting"] in groups]
+    _refuse_other_settings(settings, runs[0])
+    return runs
+
+
+def _refuse_other_settings(settings: Settings, run: Run) -> None:
+    """Raise InputError for a setting that was given explicitly and that the runs do not have: what
+    only reads runs cannot change how they were made."""
+    of_run = run.config["settings"]
+    for name in sorted(settings.explicit - {*EXECUTION, *IDENTITY, "preset", "corpus"}):
+        value, made = getattr(settings, name), of_run.get(name, FORMER_DEFAULTS.get(name))
+        if value != made:
+            raise InputError(
+                f"{name} {value!r}: the runs of study {run.config['study']!r} have {made!r}; "
+                "train others with 02, or leave it out"
+            )
 
 
 def find_run(settings: Settings) -> Run:

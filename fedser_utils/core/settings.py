@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fedser_utils.core.errors import InputError, choose, number
 from fedser_utils.core.front_end import FRONT_END_FIELDS, FRONT_ENDS, SPEECH, FrontEnd
@@ -66,8 +66,12 @@ def _positive(default: float | None, help: str, *, high: float | None = None) ->
 class Settings:
     """Everything that decides a run's result, and where and how it is computed.
 
-    Raises InputError for a value out of range, and for settings that contradict each other.
+    explicit: the names of those given beside the preset, where ``load_settings`` made it; it is no
+    setting. Raises InputError for a value out of range, and for settings that contradict each
+    other.
     """
+
+    explicit: ClassVar[frozenset[str]] = frozenset()
 
     preset: str = _text("demo", "a file of notebooks/presets, which sets some of the others")
     corpus: str = _text(

@@ -62,7 +62,7 @@ def read(path: str | Path, *, rate: int = SAMPLE_RATE) -> Clip:
     if not len(mono):
         raise BadClipError("empty: no samples")
     if not np.isfinite(mono).all():
-        raise BadClipError("holds NaN or infinite samples")
+        raise BadClipError("contains NaN or infinite samples")
     if np.ptp(mono) < SILENCE:
         raise BadClipError("silent")
     waveform = soxr.resample(mono, original_rate, rate)

@@ -135,8 +135,8 @@ def run_rounds(
         grid.restore_client_states({int(k.removeprefix("client-")): v for k, v in states.items()})
     record = ArrayRecord({name: Array(value) for name, value in arrays.items()})
     recorder = _Recorder(run, settings, first, grid, strategy, evaluation)
-    if first < settings.rounds:
-        with recorder.progress:
+    with recorder.progress:
+        if first < settings.rounds:
             record = strategy.start(
                 grid, record, settings.rounds - first, timeout=settings.timeout,
                 train_config=ConfigRecord(evaluation.config), evaluate_fn=recorder.after_round,

@@ -130,17 +130,17 @@ def expectation_over_transformation(evidence: pd.DataFrame, epsilon: float) -> O
 
 @item("frozen draw", failure="gradients do not pass the randomisation: the attack is broken")
 def frozen_draw(evidence: pd.DataFrame, epsilon: float) -> Outcome:
-    """Does the attack win where attacker and judge share one fixed draw?
+    """Does the attack win where attack and evaluation share one fixed draw?
 
     Passes if it leaves at most 2 points more than without a defence: its gradients pass the
     randomisation. Carlini et al. (2019): test a randomised defence with its randomness fixed.
     """
     drawn, plain = (mean_uar(rows_of(evidence, "frozen", defended=d)) for d in (True, False))
-    ran = f"one draw for attacker and judge; without randomisation {plain:.1f} %; frozen"
+    ran = f"one draw for attack and evaluation; without randomisation {plain:.1f} %; frozen"
     return Outcome(ran, drawn, "%", bool(drawn <= plain + CLOSE))
 
 
-@item("nearest and bilinear", failure="nearest only hides gradients; judge it by bilinear")
+@item("nearest and bilinear", failure="nearest only hides gradients; evaluate with bilinear")
 def gradient_of_nearest(evidence: pd.DataFrame, epsilon: float) -> Outcome:
     """Does nearest resizing resist attacks only because its gradient is coarse?
 
@@ -236,8 +236,9 @@ def other_losses(evidence: pd.DataFrame, epsilon: float) -> Outcome:
 def black_box_attacks(evidence: pd.DataFrame, epsilon: float) -> Outcome:
     """Do attacks without gradients (Square, HopSkipJump) go further than those with them?
 
-    Passes if none beats the strongest attack; one that does shows masked gradients. Athalye et
-    al. (2018); Carlini et al. (2019).
+    Passes if none beats the strongest attack; one that does shows masked gradients (Athalye et
+    al., 2018). Carlini et al. (2019) warn that such attacks fail on randomised models: these take
+    one draw's decision for the model's, so a pass says little.
     """
     n = rows_of(evidence, "black box")["clip"].nunique()
     return _not_beaten(evidence, ["black box"], f"score-based and decision-based, n = {n}")
@@ -256,7 +257,7 @@ def transfer_attacks(evidence: pd.DataFrame, epsilon: float) -> Outcome:
 def worst_case_per_clip(evidence: pd.DataFrame, epsilon: float) -> Outcome:
     """What is left if each clip meets the attack that is worst for it?
 
-    One half of the draws chooses the attack, the other judges it. Passes if that is at most 5
+    One half of the draws chooses the attack, the other evaluates it. Passes if that is at most 5
     points below the strongest single attack. Carlini et al. (2019): worst case by example.
     """
     tests = ["claimed", "eot", "strongest", "loss", "step size", "restarts", "transfer"]
@@ -299,8 +300,8 @@ def _wrong(rows: pd.DataFrame) -> pd.DataFrame:
 def harmless_changes(evidence: pd.DataFrame, epsilon: float) -> Outcome:
     """Does the model bear changes that no attacker made: noise, a shift in time, a gain?
 
-    Passes if none costs more than 5 points. Carlini et al. (2019): compare with random noise;
-    Hendrycks and Dietterich (2019): common corruptions.
+    Passes if none costs more than 5 points: a control of our own, after the common corruptions of
+    Hendrycks and Dietterich (2019).
     """
     table = uar_by(rows_of(evidence, "control"), ["attack", "defended"])
     clean = {
@@ -317,8 +318,8 @@ def harmless_changes(evidence: pd.DataFrame, epsilon: float) -> Outcome:
 def weak_models(evidence: pd.DataFrame, epsilon: float) -> Outcome:
     """Do the attacks themselves work: do they fool models that are built to be fooled?
 
-    Passes if each fools every clip. Carlini et al. (2019): an attack must succeed where no
-    defence is; Tramer et al. (2020).
+    Passes if each fools every clip. Carlini et al. (2019): try the attack on models that are
+    intentionally broken.
     """
     rows = rows_of(evidence, "planted")
     fooled = rows.assign(fooled=100.0 * (rows["y_true"] != rows["y_pred"]))
@@ -356,9 +357,9 @@ def significance(evidence: pd.DataFrame, epsilon: float) -> Outcome:
     text = ", ".join(f"{n} {z:.2g}, {m:.2g}" for n, z, m in zip(names, *corrected, strict=True))
     ran = f"p that the claimed gain is chance, by the z-test and McNemar's, after Holm: {text}; "
     ran += "intervals from a bootstrap over "
-    ran += f"{terms(rows['y_true']).client}s; judged"
+    ran += f"{terms(rows['y_true']).client}s; evidence from"
     seeds = rows["run"].nunique()
-    return Outcome(ran, seeds, "seeds", bool(seeds >= 3))
+    return Outcome(ran, seeds, "seed" if seeds == 1 else "seeds", bool(seeds >= 3))
 
 
 def checklist(evidence: pd.DataFrame, *, epsilon: float) -> pd.DataFrame:

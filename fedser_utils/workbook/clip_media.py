@@ -1,6 +1,7 @@
 """Clips in a page: players, pictures of log-Mels, and where a run's recordings are.
 
-Torch is imported only when the log-Mel of a recording is drawn.
+Torch is imported when the first recording that is on this machine is opened, for its log-Mel:
+neither this module nor clips without a recording need it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,9 @@ from fedser_utils.core.runs import Run
 from fedser_utils.core.settings import EMBEDDED, Settings
 from fedser_utils.data import audio
 from fedser_utils.workbook.canvas import Canvas
+
+if TYPE_CHECKING:
+    from fedser_utils.data.log_mel import LogMel
 
 RANGE = 80  # dB shown below a clip's loudest
 NOTE = (
@@ -51,20 +56,27 @@ class Recordings:
 
     def sound(self, clip: str) -> bytes | None:
         """Return a mono WAV that browsers play, or None where there is no recording."""
-        waveform = self._waveform(clip)
-        return None if waveform is None else audio.playable(waveform, rate=self.front.sample_rate)
+        return self._media(clip)[0]
 
     def picture(self, clip: str) -> bytes | None:
         """Return a PNG of a clip's log-Mel, or None where there is no recording."""
-        waveform = self._waveform(clip)
-        return None if waveform is None else log_mel_png(log_mel(waveform, self.front), self.front)
+        return self._media(clip)[1]
 
-    def _waveform(self, clip: str) -> np.ndarray | None:
+    def _media(self, clip: str) -> tuple[bytes | None, bytes | None]:
         path = self.path(clip)
         try:
-            return path and audio.read(path, rate=self.front.sample_rate).waveform
+            return _wav_and_png(path, self.front) if path else (None, None)
         except audio.BadClipError:
-            return None
+            return None, None
+
+
+@functools.lru_cache(maxsize=128)  # clips, of about 0.2 MB each
+def _wav_and_png(path: Path, front: FrontEnd) -> tuple[bytes, bytes]:
+    """Return a recording's WAV and the PNG of its log-Mel. Raises BadClipError, as
+    ``audio.read``, which is not kept: the recording may be there the next time."""
+    waveform = audio.read(path, rate=front.sample_rate).waveform
+    wav = audio.playable(waveform, rate=front.sample_rate)
+    return wav, log_mel_png(log_mel(waveform, front), front)
 
 
 NO_RECORDINGS = Recordings()
@@ -102,10 +114,15 @@ def log_mel(waveform: np.ndarray, front: FrontEnd = SPEECH) -> np.ndarray:
     """
     import torch  # here, since a page of tables needs none
 
-    from fedser_utils.data.log_mel import LogMel
-
     frames = 1 + max(0, len(waveform) - front.window) // front.hop
-    return LogMel(front)(torch.from_numpy(waveform)[None])[0, 0, :frames].numpy()
+    return _transform(front)(torch.from_numpy(waveform)[None])[0, 0, :frames].numpy()
+
+
+@functools.cache  # its filters take longer than its log-Mels
+def _transform(front: FrontEnd) -> LogMel:
+    from fedser_utils.data.log_mel import LogMel  # here, as it imports torch
+
+    return LogMel(front)
 
 
 _canvas = functools.cache(Canvas)  # to set up axes takes longer than to paint

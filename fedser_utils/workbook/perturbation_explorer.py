@@ -12,6 +12,7 @@ from typing import Any
 import ipywidgets as ipw
 import numpy as np
 from IPython.display import HTML, Image
+from torch import Tensor
 
 from fedser_utils.analysis import labels
 from fedser_utils.core.runs import Run
@@ -43,6 +44,7 @@ class PerturbationExplorer(ipw.VBox):
     def __init__(self, runs: Sequence[Run], *, device: str = "cpu") -> None:
         self._sources = {_run_label(run): SweepSource(run, device) for run in runs}
         self._sweeps: dict[tuple, Sweep] = {}
+        self._behind_draws: dict[tuple, Tensor] = {}
         self._seed, self._updating = 0, False  # of the randomisation's draws
         self.run = _menu("Model", [*self._sources])
         names = [(labels.ATTACK_NAMES.get(name, "PGD on the sound"), name) for name in ATTACKS]
@@ -145,15 +147,22 @@ class PerturbationExplorer(ipw.VBox):
         before, after = self._sweep.probabilities[[0, self._place]]
         strip = ""
         if self.defence.value:
-            x = self._sweep.x
-            before = self._source.randomised(x[:1], self._seed, draws=1)[0]
-            draws = self._source.randomised(x[self._place : self._place + 1], self._seed)
+            before, draws = self._randomised(0)[0], self._randomised(self._place)
             after = draws[0]
             strip = decisions_html(draws.argmax(1).tolist(), self._classes, truth)
         self.strip.value = strip
         self.decisions.value = probabilities_html(
             before.tolist(), after.tolist(), self._classes, truth
         )
+
+    def _randomised(self, place: int) -> Tensor:
+        """Return (draws, classes) probabilities of a version behind the randomisation's draws; of
+        the clean one behind the first draw alone, which is all that is shown."""
+        key = self.run.value, self.clip.value, self.attack.value, place, self._seed
+        if key not in self._behind_draws:
+            x, draws = self._sweep.x[place : place + 1], DRAWS if place else 1
+            self._behind_draws[key] = self._source.randomised(x, self._seed, draws)
+        return self._behind_draws[key]
 
     def _offer_clips(self) -> None:
         """Offer the clips that the filters leave."""

@@ -162,6 +162,9 @@ def test_cautions(table, runs):
     assert "5 interventions are compared with one baseline" in several
     one = {name: made[:1] for name, made in runs.items() if name in ("as given", "level rms")}
     found = measure_outcomes(one)
+    two = intervention_table(one, found, targets=[101, 1])  # the first is out of reach
+    lines = conclusions.conclude(two, found)
+    assert any(line.startswith("1 % UAR") or line.startswith("1 %") for line in lines), lines
     alone = " ".join(conclusions.conclude(intervention_table(one, found, targets=[60]), found))
     assert "With one seed" in alone
     assert "wider than 10 points; n = 240 test clips" in alone

@@ -6,6 +6,7 @@ import pytest
 
 from fedser_utils.analysis import comparisons, diagrams, figures, labels, tables
 from fedser_utils.core import runs
+from fedser_utils.core.count_tables import clips_from_counts
 from fedser_utils.data import synthetic_machines
 from fedser_utils.data.readers import READERS
 
@@ -144,6 +145,7 @@ def test_latex_compiles(several, tmp_path):
 
 def test_a_caption_states_what_it_must(several):
     clips = pd.DataFrame({"split": ["train", "train", "test"], "client": [*"xyx"]})
+    clips["clip"] = [*"abc"]
     where = {"processor": "A CPU, AVX2", "precision": "fp32"}
     given = {"study": "demo-my", "corpus": "/some/where/my_corpus,/b/c", "hardware": where}
     found = tables.caption(several, clips, **given)
@@ -154,6 +156,8 @@ def test_a_caption_states_what_it_must(several):
     given = {"study": "demo", "corpus": "synthetic", "hardware": where}
     one = tables.caption(several[several["seed"] == 1], clips, **given)
     assert one.startswith("Study demo on corpus synthetic: ")
+    counted = clips_from_counts({"x": {"joy": [1, 1]}})
+    assert tables.caption(several, counted, **given).startswith("Study demo on its clients' rec")
     assert one.endswith(", 2 runs, seed 1, trained on A CPU, AVX2 in fp32.")
 
 

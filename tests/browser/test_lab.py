@@ -6,6 +6,7 @@ import time
 import pytest
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+TO_THE_TOP = "element => element.scrollIntoView({block: 'start'})"
 DECODE = """async audio => {
     const bytes = await (await fetch(audio.src)).arrayBuffer();
     return (await new AudioContext().decodeAudioData(bytes)).duration;
@@ -50,7 +51,7 @@ def test_perturbations_are_explored(lab, opened, shot, film):
     handle.wait_for(timeout=60_000)
     at_rest(page)
     explorer = page.locator(".fedser-perturbation")
-    explorer.scroll_into_view_if_needed()
+    explorer.evaluate(TO_THE_TOP)
 
     def status():
         return explorer.locator(".fedser-status").inner_text()
@@ -90,7 +91,7 @@ def test_perturbations_are_explored(lab, opened, shot, film):
     explorer.get_by_role("button", name="New draw").click()
     strip = explorer.locator(".fedser-strip")
     until_changed(strip.inner_text, "")
-    strip.scroll_into_view_if_needed()
+    explorer.evaluate(TO_THE_TOP)
     page.wait_for_timeout(500)
     film(page, 2)
     decisions = explorer.locator(".fedser-decisions")

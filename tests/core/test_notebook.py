@@ -30,6 +30,11 @@ def test_any_setting_may_be_injected():
     assert vars(page) == {"draws": 4}
 
 
+def test_nan_is_refused_as_papermill_writes_it():
+    with pytest.raises(InputError, match="learning_rate nan must be a number > 0"):
+        opened(cell(""), "# Parameters\nlearning_rate = float('nan')\n")
+
+
 def test_a_misspelt_name_is_refused():
     with pytest.raises(InputError, match=r"'atack' is unknown; did you mean attack\? all are "):
         opened(cell(""), '# Parameters\natack = "pgd"\n')

@@ -77,3 +77,13 @@ def test_a_table_mixes_no_settings(settings):
     assert runs.find_run(dataclasses.replace(settings, attack="pgd")).id == pgd.id
     with pytest.raises(InputError, match="no complete run of model 'fgsm' with seed 0"):
         runs.find_run(dataclasses.replace(settings, attack="fgsm"))
+
+
+def test_what_reads_runs_refuses_a_setting_that_they_do_not_have(settings):
+    complete(settings)
+    given = {"outputs": settings.outputs, "device": "cpu", "seed": 0}
+    assert runs.find_run(load_settings("smoke", **given, rounds=settings.rounds))
+    with pytest.raises(InputError, match=r"epsilon 0\.1: the runs of study 'smoke' have 0\.05; "):
+        runs.find_run(load_settings("smoke", **given, epsilon=0.1))
+    with pytest.raises(InputError, match=r"steps 20: the runs of study .smoke. have 5; train"):
+        runs.study_runs(load_settings("smoke", **given, steps=20))

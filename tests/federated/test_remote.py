@@ -189,9 +189,9 @@ def torn(reply):
 
 
 UPDATES = {  # the last weight is in classifier.2.bias; the first layer has 18, 2, 2, 2 and 2
-    "nan": (change(put(np.nan)), "refused: classifier.2.bias holds nan"),
-    "inf": (change(put(-np.inf)), "refused: classifier.2.bias holds inf"),
-    "1e30": (change(put(1e30)), r"refused: classifier.2.bias holds 1e\+30"),
+    "nan": (change(put(np.nan)), "refused: classifier.2.bias contains nan"),
+    "inf": (change(put(-np.inf)), "refused: classifier.2.bias contains inf"),
+    "1e30": (change(put(1e30)), r"refused: classifier.2.bias contains 1e\+30"),
     "shape": (change(lambda v: v[1:]), r"refused: ValueError: weights of type float32 and shape"),
     "type": (change(np.float64), "refused: ValueError: weights of type float64"),
     "variance": (change(put(-0.5, 18 + 3 * 2)), "refused: a negative variance"),

@@ -91,7 +91,7 @@ def test_the_threat_is_a_wrong_emotion_or_class():
     for rows, label, client in ((speech, "emotion", "speaker"), (passing(), "class", "client")):
         found = items(rows)["ran"]
         assert found.str.startswith(f"any wrong {label}, white box").any()
-        assert found.str.contains(f"a bootstrap over {client}s; judged").any()
+        assert found.str.contains(f"a bootstrap over {client}s; evidence from").any()
 
 
 def test_an_item_that_fails_says_what_that_means():
@@ -143,10 +143,10 @@ def test_each_item_can_fail(item, test, replacement):
     assert not found.passed, found.ran
 
 
-def test_seeds_count_only_where_they_are_judged():
+def test_seeds_count_only_with_evidence():
     assert items(passing()).loc[17, "number"] == 3
     found = items(passing().query("run == 'r'").assign(seeds=3))  # as many were trained
-    assert (found.loc[17, "number"], found.loc[17, "result"]) == (1, "fail")
+    assert found.loc[17, ["number", "unit", "result"]].tolist() == [1, "seed", "fail"]
 
 
 def test_clips_that_other_attacks_find_fail():

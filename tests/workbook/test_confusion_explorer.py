@@ -23,6 +23,32 @@ from fedser_utils.workbook.controls import SettingControls
 
 WIDE = FrontEnd(sample_rate=96_000, window=4096, hop=2048, bands=80, highest=20_000.0)
 CLASSES = ["guilt", "fear", "anger"]
+WITHOUT_TORCH = """
+import os, sys
+from pathlib import Path
+from types import SimpleNamespace
+import pandas as pd
+from fedser_utils import workbook
+from fedser_utils.core.runs import Run
+from fedser_utils.workbook.clip_media import NO_RECORDINGS, Recordings
+from fedser_utils.workbook.confusion_explorer import ConfusionExplorer, twin
+
+folder = Path(sys.argv[1])
+rows = pd.read_parquet(folder / "predictions.parquet")
+results = SimpleNamespace(runs=[Run(folder / "demo-s0", {"settings": {}})], predictions=rows)
+for choice in "01":
+    os.environ["FEDSER_WIDGETS"] = choice
+    workbook.explore_confusions(results, corpus="synthetic")
+listed = 0
+for recordings in (NO_RECORDINGS, Recordings({"": folder})):
+    twin(rows, recordings)
+    explorer = ConfusionExplorer(rows, recordings)
+    for explorer.compare.value in (False, True):
+        for button in explorer.cells.values():
+            button.click()
+            listed += "The recording is not on this machine." in explorer.clips.value
+print(listed, "torch" in sys.modules)
+"""
 COLUMNS = [*runs.PREDICTIONS, "seed"]
 
 
@@ -404,19 +430,37 @@ def test_recordings_of_several_corpora(tmp_path):
         clip_media.recordings_of(run, corpus="/nowhere")
 
 
+def test_a_recording_is_read_and_drawn_once(tmp_path, monkeypatch):
+    clips = pd.DataFrame({"clip": ["tone.wav"], "speaker": "A", "note": ""})
+    read, calls = clip_media.audio.read, []
+    monkeypatch.setattr(
+        clip_media.audio, "read", lambda *given, **more: calls.append(1) or read(*given, **more)
+    )
+    found = clip_media.Recordings({"": tmp_path})
+    assert found.sound("tone.wav") is None
+    soundfile.write(tmp_path / "tone.wav", 0.3 * np.sin(np.arange(8_000) / 5), 16_000)
+    calls.clear()
+    first = clip_media.clips_html(clips, found, most=8)  # what was missing may come later
+    assert first.count("base64,") == 2
+    assert clip_media.clips_html(clips, found, most=8) == first
+    assert len(calls) == 1
+    other = clip_media.Recordings(found.roots, MACHINES)
+    assert other.picture("tone.wav") != found.picture("tone.wav")
+    assert len(calls) == 2
+    assert clip_media._transform(SPEECH) is clip_media._transform(FrontEnd())
+
+
 @pytest.mark.parametrize("front", [SPEECH, MACHINES], ids=["speech", "machines"])
-def test_the_pictures_log_mel_is_the_models(front):
-    import torch
-
-    from fedser_utils.data.log_mel import LogMel  # with torch
-
-    waveform = np.random.default_rng(0).normal(0, 0.1, 40_000).astype(np.float32)
-    seen = LogMel(front)(torch.from_numpy(waveform)[None])[0, 0].numpy()
-    for own in (waveform, np.tile(waveform, 5)):
-        drawn = clip_media.log_mel(own, front)
-        np.testing.assert_allclose(drawn, seen[: len(drawn)], atol=1e-4)
-    assert drawn.shape == seen.shape
-    assert clip_media.log_mel(waveform[:100], front).shape == (1, front.bands)
+def test_the_picture_of_a_short_recording_is_not_repeated(front):
+    """A tone that rises in loudness ends at its loudest, and the picture there; longer ones are cut
+    as the model's images, which tests/data/test_log_mel.py checks."""
+    rising = np.linspace(0.1, 0.3, 40_000) * np.sin(2 * np.pi * 0.1 * np.arange(40_000))
+    rising = rising.astype(np.float32)
+    drawn = clip_media.log_mel(rising, front)
+    assert drawn.shape == (1 + (40_000 - front.window) // front.hop, front.bands)
+    assert (np.diff(drawn.max(1)) > 0).all()
+    assert clip_media.log_mel(np.tile(rising, 5), front).shape == front.shape
+    assert clip_media.log_mel(rising[:100], front).shape == (1, front.bands)
     assert clip_media.log_mel_png(drawn, front).startswith(b"\x89PNG")
 
 
@@ -445,11 +489,11 @@ def test_the_pictures_axis_follows_the_front_end(front, labels, top, monkeypatch
 
 
 def test_it_works_without_torch(tmp_path, predictions):
+    """Where no recording is on this machine: the explorer, its twin and every cell of both views,
+    as a notebook opens them."""
     predictions.to_parquet(tmp_path / "predictions.parquet")
-    code = "import sys, pandas as pd; from fedser_utils.workbook import clip_media\n"
-    code += "from fedser_utils.workbook.confusion_explorer import ConfusionExplorer, twin\n"
-    code += "rows = pd.read_parquet(sys.argv[1]); twin(rows); "
-    code += "ConfusionExplorer(rows).cells['guilt', 'fear'].click(); "
-    code += "sys.exit('torch' in sys.modules)"
-    command = [sys.executable, "-c", code, str(tmp_path / "predictions.parquet")]
-    assert subprocess.run(command).returncode == 0
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    listed = 2 * (5 + 6)  # cells with clips: of (a) 5, of (a) or (b) 6
+    assert done.stdout.split()[-2:] == [str(listed), "False"]

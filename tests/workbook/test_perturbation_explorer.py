@@ -129,6 +129,24 @@ def test_the_defence_and_new_draws(explorer):
     assert not explorer.strip.value
 
 
+def test_a_slider_that_returns_computes_no_draws_again(explorer, monkeypatch):
+    randomised, drawn = SweepSource.randomised, []
+
+    def counted(source, x, seed, draws):
+        drawn.append((seed, draws))
+        return randomised(source, x, seed, draws)
+
+    monkeypatch.setattr(SweepSource, "randomised", counted)
+    explorer.defence.value = True
+    first = explorer.strip.value, explorer.decisions.value
+    explorer.strength.value = 0.5
+    explorer.strength.value = 0.05
+    assert (explorer.strip.value, explorer.decisions.value) == first
+    assert drawn == [(0, 1), (0, 30), (0, 30)]  # the clean one, then each of two strengths
+    explorer.draw.click()
+    assert drawn[3:] == [(1, 1), (1, 30)]
+
+
 def test_every_attack_can_be_chosen(explorer):
     for name in attack_sweep.ATTACKS:
         explorer.attack.value = name

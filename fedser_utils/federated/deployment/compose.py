@@ -25,7 +25,7 @@ CLIENTS = 3
 KEYS = Path("/keys")
 
 HEAD = """\
-# A server and {clients} clients, each of which sees its own data alone. Made by
+# A server and {clients} clients, each with one client's data only. Made by
 #   python -m fedser_utils.federated.deployment.compose --clients {clients} > deploy/compose.yaml
 #
 #   deploy/certificates --clients {clients} --host superlink --host gate   (and --host MY.SERVER)
@@ -35,7 +35,7 @@ HEAD = """\
 # OUTPUTS  where the server writes (default: outputs)
 # OWNER    uid:gid that may read the keys and the data and write the outputs (default: 1000:1000)
 #
-# A client on a machine of its own needs ca.crt, its key and its data there, and
+# A client on another machine needs ca.crt, its key and its data there, and
 #   GATE=MY.SERVER:9092 CLOSED=false docker compose -f deploy/compose.yaml up --no-deps {first}
 
 name: fedser

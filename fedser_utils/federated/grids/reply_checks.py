@@ -34,7 +34,7 @@ def fault_of_weights(
     bad = ~(norms <= times * MAX_NORM)  # NaN compares as False
     if bool(bad.any()):
         name = [*weights][int(bad.nonzero()[0])]
-        return f"{name} holds {float(weights[name].abs().max()):.3g}"
+        return f"{name} contains {float(weights[name].abs().max()):.3g}"
     return fault_of_variances(weights)
 
 

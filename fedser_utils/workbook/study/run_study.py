@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", action="store_true", help="only show what is left to do")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, on CPU cores")
     parser.add_argument("--no-estimate", action="store_true", help="do not measure the machine")
-    code = cli.run(parser, command, arguments)
+    code = cli.run(parser, command, arguments, expected=(StepError,))
     if code == 130:
         print("stopped; the same command goes on from here", file=sys.stderr)
     return code
