@@ -15,7 +15,8 @@
 #
 # DeepFool (Eq. 3) has no budget $\epsilon$ and does not use $y$: it steps to the nearest
 # linearised boundary between the predicted class $c$ and another class $k$, and in the end passes
-# it by the factor $1 + \zeta$; a clip that was wrong before may become right. With $g_k = \nabla_x f_k - \nabla_x f_c$:
+# it by the factor $1 + \zeta$; a clip that was wrong before may become right. With $g_k = \nabla_x
+# f_k - \nabla_x f_c$:
 #
 # $$\delta_t = \frac{|f_k(x_t) - f_c(x_t)|}{\|g_k\|_2^2}\,g_k
 # \quad\text{for the}\quad k = \arg\min_{j \ne c}

@@ -178,8 +178,8 @@ analysis.save_figure(results, picture, "fig5")
 # %% [markdown]
 # **Read it so.** Under attack (c) all fall; adversarial training helps where a model falls less
 # than nature does under the attack that it was trained with (it is not shown another). (d) lies
-# above (c) where randomisation helps against an attacker who does not know of it. If (c) looked like (a), the attacks would be too weak to
-# test anything.
+# above (c) where randomisation helps against an attacker who does not know of it. If (c) looked
+# like (a), the attacks would be too weak to test anything.
 
 # %% [markdown]
 # ## Figure 6: confusions of randomised adversarial clips

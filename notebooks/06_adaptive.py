@@ -17,8 +17,8 @@
 # \approx \frac{1}{k} \sum_{i=1}^{k} \nabla_x L(f(t_i(x)), y), \qquad
 # x \leftarrow \Pi_{\epsilon} \big( x + \alpha \, \mathrm{sign}(m) \big), $$
 #
-# where $m$ is 0.9 times the former step's $m$ plus $g$, scaled to a mean size of 1. The security curve is the recognition that is left as
-# the budget grows:
+# where $m$ is 0.9 times the former step's $m$ plus $g$, scaled to a mean size of 1. The security
+# curve is the recognition that is left as the budget grows:
 #
 # $$ R(\epsilon) = \mathrm{UAR} \big( f(t(x + \delta_\epsilon)), y \big), \qquad
 # \|\delta_\epsilon\|_\infty \le \epsilon . $$
@@ -89,9 +89,9 @@ figures.save(picture, folder, "eot", origin=study.origin, rows=rows)
 
 # %% [markdown]
 # **Read it so.** If the randomisation withstood an attacker who knows of it, the curves would stay
-# near the claim in the last table. Each $k$ goes on from the clips of the one before it with as many
-# gradients again, so a falling curve says that effort pays, not whether draws or steps do; one that
-# still falls at its right end has not converged, and what it leaves is an upper bound.
+# near the claim in the last table. Each $k$ goes on from the clips of the one before it with as
+# many gradients again, so a falling curve says that effort pays, not whether draws or steps do; one
+# that still falls at its right end has not converged, and what it leaves is an upper bound.
 
 # %% [markdown]
 # ## The security curve
@@ -153,8 +153,8 @@ figures.save(picture, folder, "certified", origin=study.origin, rows=rows)
 # **Read it so.** At each radius, this much is left under any attacker within that $L_2$ norm,
 # however adaptive, each clip with 99.9 % confidence; clips on which the vote abstains count as
 # wrong. An $L_\infty$ ball of $\epsilon$ reaches $\epsilon \sqrt{W H}$ in $L_2$: compare the
-# largest radius with that before calling it protection. A curve that starts near chance says that the noise alone destroys the
-# recognition: the certificate is then true, and worth nothing.
+# largest radius with that before calling it protection. A curve that starts near chance says that
+# the noise alone destroys the recognition: the certificate is then true, and worth nothing.
 
 # %%
 cost = robustness.defence_cost(study, sigma=page.sigma, samples=page.samples)

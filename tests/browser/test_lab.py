@@ -59,6 +59,8 @@ def test_perturbations_are_explored(lab, opened, shot, film):
     def picture():
         return explorer.locator("img").first.get_attribute("src")
 
+    page.wait_for_timeout(1000)  # the figures above it have been drawn
+    explorer.evaluate(TO_THE_TOP)
     shot(page, "perturbation")
     film(page, 2)
     line, image = status(), picture()

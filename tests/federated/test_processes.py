@@ -4,10 +4,12 @@ The processes start once for the module, and the tests go on in order: refusals,
 """
 
 import json
+import os
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from signal import SIGTERM
 
@@ -131,6 +133,18 @@ def test_a_services_children_end_with_it_whatever_their_session(tmp_path, monkey
             assert not running.alive("one")
             assert running.pids("one") == []
     assert running.pids("one") == []
+
+
+def test_a_killed_service_can_be_started_again_at_once(tmp_path, monkeypatch):
+    """On a busy machine a process ends some time after its environment cannot be read any more."""
+    with Services(tmp_path) as services:
+        services.start("a", ["sleep", "60"])
+        pids, kill = iter([services.pids("a")]), os.kill
+        with monkeypatch.context() as patch:
+            patch.setattr(services, "pids", lambda name: next(pids, []))
+            patch.setattr(os, "kill", lambda *args: threading.Timer(0.3, kill, args).start())
+            services.kill("a")
+        services.start("a", ["sleep", "60"])
 
 
 def test_a_service_that_does_not_start_says_why(tmp_path):

@@ -166,6 +166,8 @@ class Services:
                 return
             self.alive(name)  # reaps it: Flower's children ask whether their parent's pid exists
             time.sleep(0.05)
+        if signal == SIGKILL and name in self._started:
+            self._started[name].wait()  # a dying process loses its environment before it ends
 
     def stop(self) -> None:
         """End all services, the last one first, and all their processes."""
