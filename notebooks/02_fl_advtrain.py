@@ -119,8 +119,9 @@ terms = analysis.terms(clips["emotion"])
 diagrams.framework(terms, shape=settings.front_end.shape)
 
 # %% [markdown]
-# **Read it so.** (a) is what ran above, where only weights leave a client. (b) is the second
-# defence, at inference, which needs no training.
+# **Read it so.** (a) is what ran above, where recordings never leave a client: weights do, and
+# counts, losses and sums of Mel bands. (b) is the second defence, at inference, which needs no
+# training.
 
 # %% [markdown]
 # ## The network (Fig. 3)

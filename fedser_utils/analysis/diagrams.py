@@ -78,7 +78,7 @@ def framework(terms: Terms, *, shape: tuple[int, int] = SPEECH.shape) -> Figure:
     _arrow(axes, (15.1, 4.4), (10.6, 5.8))
     axes.text(8.05, 3.8, "...", ha="center", fontsize=10)
     axes.text(2.2, 5.75, "$\\theta_t$", fontsize=7, ha="center")
-    axes.text(12.6, 5.6, "only weights travel; recordings stay", fontsize=6, ha="left")
+    axes.text(12.6, 5.6, "recordings stay;\nweights, counts, sums travel", fontsize=6, ha="left")
     axes.text(0, 2.05, "(b) Inference: randomisation", fontsize=8, weight="bold")
     (w, h), (wide, high) = shape, (shape[0] + MARGINS[0], shape[1] + MARGINS[1])
     steps = [
